@@ -1,0 +1,26 @@
+package cluster
+
+// Reasons of Notes. They are the reasons of the Events and the "reason" label of fairway_notes, so they are
+// part of what operators rely on.
+const (
+	// ReasonInvalidField: a field of the object could not be taken over (an address that does not parse, a port 0).
+	ReasonInvalidField = "InvalidField"
+	// ReasonEndpointRefused: an endpoint on loopback, link-local, multicast or 0.0.0.0/8, or of the wrong family.
+	ReasonEndpointRefused = "EndpointRefused"
+	// ReasonPodCIDRRefused: a podCIDR that must not be routed to another node.
+	ReasonPodCIDRRefused = "PodCIDRRefused"
+	// ReasonPodCIDRConflict: a podCIDR that overlaps an older node's.
+	ReasonPodCIDRConflict = "PodCIDRConflict"
+	// ReasonNextHopUnreachable: a node's InternalIP is on no link of ours.
+	ReasonNextHopUnreachable = "NextHopUnreachable"
+	// ReasonNodeIncomplete: a node has no podCIDR or no InternalIP of a family yet.
+	ReasonNodeIncomplete = "NodeIncomplete"
+	// ReasonRouteConflict: somebody else's route has the destination and metric that ours would need.
+	ReasonRouteConflict = "RouteConflict"
+	// ReasonAddressConflict: an older Service holds the same address, port and protocol, or the same node port.
+	ReasonAddressConflict = "AddressConflict"
+	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
+	ReasonQuarantined = "Quarantined"
+	// ReasonNotSupported: the object asks for something that this version does not do.
+	ReasonNotSupported = "NotSupported"
+)

@@ -1,0 +1,14 @@
+// Package agent is the loop in the middle: it takes Snapshots from a source and Hosts from the kernel, makes a Plan
+// of them, and has each Part bring its corner of the kernel in line with the Plan.
+//
+//	source ──► Snapshot ─┐                    ┌──► routes part ──► routes/rtnl
+//	                     ├─► MakePlan ─► Plan ─┤
+//	rtnetlink ─► Host ───┘                    └──► rules part ───► proxy/netfilter
+//
+// [MakePlan] is a pure function. Everything that shows what the agent means to do (the parts, fairway render, the
+// metrics, the tests) shows that one value. A Part is level-triggered: it reads, takes the difference, applies it and
+// reports; a change by somebody else, a timer and a failure all run the same step again, and a step that finds nothing
+// to do writes nothing. Parts run independently, so that a held xtables lock does not delay a route.
+//
+// The package refuses to know rule syntax, netlink or Kubernetes types; those belong to the packages at the edges.
+package agent

@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A Reporter tells the cluster what the agent thinks of its objects.
+type Reporter interface {
+	// Report replaces the set of Notes that hold now. It does not block.
+	Report(notes []cluster.Note)
+}
+
+// A loop makes Plans and hands them to the Parts.
+type loop struct {
+	config   Config
+	facts    Facts
+	runners  []*runner
+	status   *status
+	metrics  *metrics
+	reporter Reporter
+
+	// mu guards the inputs; wake says that they changed.
+	mu       sync.Mutex
+	snapshot *cluster.Snapshot
+	host     *cluster.Host
+	wake     chan struct{}
+}
+
+func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Reporter) *loop {
+	l := &loop{config: c, facts: facts, status: s, metrics: m, reporter: r, wake: make(chan struct{}, 1)}
+	for _, p := range parts {
+		pc := pace{retryMin: retryMin, retryMax: retryMax}
+		if _, isRules := p.(*rulesPart); isRules {
+			pc.interval, pc.share = rulesInterval, rulesShare
+		}
+		l.runners = append(l.runners, newRunner(p, pc, l.done))
+	}
+	return l
+}
+
+// publish takes a new Snapshot of the cluster.
+func (l *loop) publish(s *cluster.Snapshot) {
+	l.mu.Lock()
+	l.snapshot = s
+	l.mu.Unlock()
+	l.signal()
+}
+
+// setHost takes a new view of the own machine.
+func (l *loop) setHost(h *cluster.Host) {
+	l.mu.Lock()
+	l.host = h
+	l.mu.Unlock()
+	l.signal()
+}
+
+func (l *loop) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// kick makes the Part of a name look at the kernel again.
+func (l *loop) kick(part string) {
+	for _, r := range l.runners {
+		if r.part.Name() == part {
+			r.kick()
+		}
+	}
+}
+
+// run works until the context ends.
+func (l *loop) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, r := range l.runners {
+		wg.Go(func() { r.run(ctx) })
+	}
+	var g goal
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		}
+		s := l.inputs()
+		if s == nil {
+			continue
+		}
+		g = l.next(g, s)
+		for _, r := range l.runners {
+			r.set(g)
+		}
+	}
+}
+
+// inputs joins the cluster and the host into one Snapshot; nil while either is unknown.
+func (l *loop) inputs() *cluster.Snapshot {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.snapshot == nil || l.host == nil {
+		return nil
+	}
+	s := *l.snapshot
+	s.Host = l.host
+	return &s
+}
+
+// next makes the goal that follows g.
+func (l *loop) next(g goal, s *cluster.Snapshot) goal {
+	start := time.Now()
+	plan := MakePlan(s, l.config, l.facts, g.plan)
+	l.metrics.planned(time.Since(start))
+	for i := range plan.Services {
+		l.facts.Large[i] = plan.Services[i].Options.Large
+	}
+	announce(g.plan, plan)
+	next := goal{g.revision + 1, plan}
+	l.status.queued(next, s.Node(l.config.NodeName), start)
+	return next
+}
+
+// done is told every outcome of every Part.
+func (l *loop) done(o outcome) {
+	l.metrics.done(o)
+	l.reporter.Report(l.status.done(o))
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/iptables"
+)
+
+// metrics are the agent's own counters. What the status knows is not counted twice: a collector reads it at the moment
+// of a scrape. Names that begin with kubeproxy_ mean what they mean in kube-proxy, so that dashboards and alerts go on
+// working; the others begin with fairway_.
+type metrics struct {
+	registry      *prometheus.Registry
+	syncDuration  *prometheus.HistogramVec // by part
+	proxyDuration *prometheus.HistogramVec // by ip_family
+	syncErrors    *prometheus.CounterVec   // by part
+	proxyFailures *prometheus.CounterVec   // by ip_family
+	writes        *prometheus.CounterVec   // by part
+	drift         *prometheus.CounterVec   // by part
+	planDuration  prometheus.Histogram
+	healthzTotal  *prometheus.CounterVec // by code
+	livezTotal    *prometheus.CounterVec // by code
+}
+
+func newMetrics(s *status, version string) *metrics {
+	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
+	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: seconds}, labels)
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		registry:      prometheus.NewRegistry(),
+		syncDuration:  histogram("fairway_sync_duration_seconds", "Time of one sync of a part, failed ones included.", "part"),
+		proxyDuration: histogram("kubeproxy_sync_proxy_rules_duration_seconds", "Time of one sync of the service rules, failed ones included.", "ip_family"),
+		syncErrors:    counter("fairway_sync_errors_total", "Failed syncs.", "part"),
+		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Failed syncs of the service rules.", "ip_family"),
+		writes:        counter("fairway_sync_writes_total", "Syncs that wrote to the kernel.", "part"),
+		drift:         counter("fairway_drift_repaired_total", "Routes and chains repaired after somebody else had changed them.", "part"),
+		planDuration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fairway_plan_duration_seconds",
+			Help: "Time to decide and render everything after a change.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)}),
+		healthzTotal: counter("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
+		livezTotal:   counter("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "fairway_build_info", Help: "1, with the version as label.",
+		ConstLabels: prometheus.Labels{"version": version}})
+	build.Set(1)
+	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.planDuration,
+		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) healthz(code int) { m.healthzTotal.WithLabelValues(strconv.Itoa(code)).Inc() }
+func (m *metrics) livez(code int)   { m.livezTotal.WithLabelValues(strconv.Itoa(code)).Inc() }
+
+func (m *metrics) planned(d time.Duration) { m.planDuration.Observe(d.Seconds()) }
+
+// done counts an outcome.
+func (m *metrics) done(o outcome) {
+	took := o.end.Sub(o.start).Seconds()
+	m.syncDuration.WithLabelValues(o.part).Observe(took)
+	family, isRules := strings.CutPrefix(o.part, rulesPrefix)
+	if isRules {
+		m.proxyDuration.WithLabelValues(family).Observe(took)
+	}
+	if o.report.Wrote {
+		m.writes.WithLabelValues(o.part).Inc()
+	}
+	m.drift.WithLabelValues(o.part).Add(float64(o.report.Drift))
+	if o.err == nil {
+		return
+	}
+	m.syncErrors.WithLabelValues(o.part).Inc()
+	if isRules {
+		m.proxyFailures.WithLabelValues(family).Inc()
+	}
+}
+
+// A statusCollector shows the status as it is at a scrape.
+type statusCollector struct{ status *status }
+
+var (
+	descNotes = prometheus.NewDesc("fairway_notes", "What was refused and holds now, by reason.", []string{"reason"}, nil)
+	descReady = prometheus.NewDesc("fairway_programmed", "1 when the latest state of the cluster is in the kernel.", []string{"part"}, nil)
+	descSync  = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync of the service rules.", []string{"ip_family"}, nil)
+	descQueue = prometheus.NewDesc("fairway_pending_seconds", "How long the oldest change has been waiting to be programmed.", []string{"part"}, nil)
+	descRules = prometheus.NewDesc("kubeproxy_sync_proxy_rules_iptables_total", "Rules that should be in the kernel.", []string{"table", "ip_family"}, nil)
+	descRoute = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
+	descPorts = prometheus.NewDesc("fairway_service_ports", "Service ports that are served.", []string{"ip_family"}, nil)
+	descQuara = prometheus.NewDesc("fairway_quarantined_services", "Services whose rules the kernel refused.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c statusCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	v := c.status.view()
+	byReason := map[string]int{}
+	quarantined := map[cluster.Ref]bool{}
+	for _, n := range v.notes {
+		byReason[n.Reason]++
+		if n.Reason == cluster.ReasonQuarantined {
+			quarantined[n.Object] = true
+		}
+	}
+	for reason, n := range byReason {
+		gauge(descNotes, float64(n), reason)
+	}
+	gauge(descQuara, float64(len(quarantined)))
+	now := time.Now()
+	for name, p := range v.parts {
+		gauge(descReady, boolean(v.revision > 0 && p.programmed == v.revision), name)
+		waiting := 0.0
+		if !p.pending.IsZero() {
+			waiting = now.Sub(p.pending).Seconds()
+		}
+		gauge(descQueue, waiting, name)
+		if family, isRules := strings.CutPrefix(name, rulesPrefix); isRules && !p.updated.IsZero() {
+			gauge(descSync, float64(p.updated.UnixMilli())/1000, family)
+		}
+	}
+	if v.plan != nil {
+		collectPlan(v.plan, gauge)
+	}
+}
+
+func collectPlan(p *Plan, gauge func(*prometheus.Desc, float64, ...string)) {
+	routes := map[cluster.Family]int{cluster.IPv4: 0, cluster.IPv6: 0}
+	for _, r := range p.Routes.Routes {
+		routes[r.Family()]++
+	}
+	for f, n := range routes {
+		gauge(descRoute, float64(n), f.String())
+	}
+	for _, s := range p.Services {
+		gauge(descPorts, float64(len(s.Table.Ports)), s.Family.String())
+		for _, table := range iptables.Tables {
+			gauge(descRules, float64(s.Rules.Table(table).Rules()), table, s.Family.String())
+		}
+	}
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

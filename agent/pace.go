@@ -1,0 +1,49 @@
+package agent
+
+import "time"
+
+// A pace says when a Part may run. The first run after a quiet time is immediate; while changes keep coming they are
+// gathered, so that what is spent stays a bounded share of the time; and a failure is tried again after a delay that
+// doubles. It is a value without a clock of its own.
+type pace struct {
+	// interval is the least time from one writing run's start to the next one's; 0 for none.
+	interval time.Duration
+	// share bounds the time spent: after a run that took d, the next starts no sooner than share×d after its start.
+	share int
+	// retryMin and retryMax bound the delay after a failure.
+	retryMin, retryMax time.Duration
+
+	next  time.Time // no run before
+	retry time.Time // a run then, because the last one failed; zero when it did not
+	delay time.Duration
+}
+
+// Defaults of a pace.
+const (
+	retryMin = 250 * time.Millisecond
+	retryMax = 30 * time.Second
+)
+
+// wait returns how long a run that is due at now has to wait.
+func (p *pace) wait(now time.Time) time.Duration { return max(0, p.next.Sub(now)) }
+
+// retryIn returns how long after now the failed run is due again; ok is false when the last run did not fail.
+func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
+	if p.retry.IsZero() {
+		return 0, false
+	}
+	return max(0, p.retry.Sub(now)), true
+}
+
+// ran records a run: when it began and ended, whether it wrote anything, and whether it failed.
+func (p *pace) ran(start, end time.Time, wrote, failed bool) {
+	if wrote || failed {
+		p.next = start.Add(max(p.interval, time.Duration(p.share)*end.Sub(start)))
+	}
+	if !failed {
+		p.retry, p.delay = time.Time{}, 0
+		return
+	}
+	p.delay = min(max(2*p.delay, p.retryMin), p.retryMax)
+	p.retry = end.Add(p.delay)
+}

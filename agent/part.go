@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A Part keeps one corner of the kernel as planned.
+type Part interface {
+	// Name names the Part in logs, in /readyz and as the "part" label of metrics.
+	Name() string
+	// Sync brings the kernel in line with the Plan: read, difference, apply. With reread the Part trusts nothing that
+	// it remembers of the kernel. A Sync that finds nothing to do writes nothing. It is called by one goroutine, and
+	// may simply fail: the caller tries again.
+	Sync(ctx context.Context, p *Plan, reread bool) (Report, error)
+}
+
+// A Report tells what a Sync did.
+type Report struct {
+	// Wrote is true when anything was written to the kernel.
+	Wrote bool
+	// Drift is how much of what was written only repaired what somebody else had changed.
+	Drift int
+	// Notes tell what the kernel, or what is in it, stood against.
+	Notes []cluster.Note
+}
+
+// auditEvery is how often a Part reads everything back although nothing seems to have changed.
+const auditEvery = 30 * time.Second
+
+// A goal is a Plan with its place in the order of Plans.
+type goal struct {
+	revision uint64
+	plan     *Plan
+}
+
+// An outcome is what a Part made of a goal.
+type outcome struct {
+	part       string
+	revision   uint64
+	start, end time.Time
+	report     Report
+	err        error
+}
+
+// A runner runs one Part: when there is a new goal, when the kernel changed, after a failure, and from time to time.
+type runner struct {
+	part Part
+	pace pace
+	// goals and kicks hold one element each: the latest goal, and that somebody changed the kernel.
+	goals chan goal
+	kicks chan struct{}
+	// done is told every outcome; it must not block for long.
+	done func(outcome)
+}
+
+func newRunner(p Part, pc pace, done func(outcome)) *runner {
+	return &runner{part: p, pace: pc, goals: make(chan goal, 1), kicks: make(chan struct{}, 1), done: done}
+}
+
+// set replaces the goal. Only one goroutine may call it.
+func (r *runner) set(g goal) {
+	select {
+	case <-r.goals:
+	default:
+	}
+	r.goals <- g
+}
+
+// kick says that somebody changed the kernel.
+func (r *runner) kick() {
+	select {
+	case r.kicks <- struct{}{}:
+	default:
+	}
+}
+
+// run works until the context ends. What is in the kernel stays there.
+func (r *runner) run(ctx context.Context) {
+	var g goal
+	audit := time.NewTicker(auditEvery)
+	defer audit.Stop()
+	for {
+		var retry <-chan time.Time
+		if d, ok := r.pace.retryIn(time.Now()); ok {
+			retry = time.After(d)
+		}
+		reread := false
+		select {
+		case <-ctx.Done():
+			return
+		case g = <-r.goals:
+		case <-r.kicks:
+			reread = true
+		case <-audit.C:
+			reread = true
+		case <-retry:
+		}
+		if g.plan == nil {
+			continue
+		}
+		if !sleep(ctx, r.pace.wait(time.Now())) {
+			return
+		}
+		select { // a newer goal that came while waiting
+		case g = <-r.goals:
+		default:
+		}
+		r.sync(ctx, g, reread)
+	}
+}
+
+func (r *runner) sync(ctx context.Context, g goal, reread bool) {
+	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
+	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
+	o.end = time.Now()
+	r.pace.ran(o.start, o.end, o.report.Wrote, o.err != nil)
+	if ctx.Err() != nil {
+		return
+	}
+	if o.err != nil {
+		in, _ := r.pace.retryIn(o.end)
+		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
+	}
+	r.done(o)
+}
+
+// sleep waits; it returns false when the context ended meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

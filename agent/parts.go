@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/rtnl"
+)
+
+// The names of the Parts. There is one of rules for each family: what stops one of them does not stop the other.
+const (
+	routesName  = "routes"
+	rulesPrefix = "rules-"
+)
+
+// How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
+// long to write take no more than a quarter of one core.
+const (
+	rulesInterval = 500 * time.Millisecond
+	rulesShare    = 4
+)
+
+// routesPart keeps the routes to other nodes' pods, and that the node forwards at all.
+type routesPart struct {
+	conn     *rtnl.Conn
+	nodeName string
+}
+
+func (*routesPart) Name() string { return routesName }
+
+func (p *routesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
+	r, err := p.conn.Sync(ctx, plan.Routes)
+	report := Report{Wrote: len(r.Added)+len(r.Replaced)+len(r.Deleted) > 0, Notes: r.Notes}
+	if reread {
+		report.Drift = len(r.Added) + len(r.Replaced)
+	}
+	return report, errors.Join(err, rtnl.EnsureForwarding(forwarded(plan.Snapshot, p.nodeName)...))
+}
+
+// forwarded returns the families that the node forwards: those that its pods have, or IPv4 while that is unknown.
+func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family) {
+	if n := s.Node(nodeName); n != nil {
+		for _, f := range cluster.Families {
+			if n.PodCIDR(f).IsValid() {
+				families = append(families, f)
+			}
+		}
+	}
+	if families == nil {
+		families = []cluster.Family{cluster.IPv4}
+	}
+	return families
+}
+
+// rulesPart keeps the service rules of one family.
+type rulesPart struct {
+	index int // in cluster.Families
+	rules *netfilter.Rules
+}
+
+func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }

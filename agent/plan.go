@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/routes"
+)
+
+// Facts are what a Plan depends on besides the cluster and the configuration: properties of the machine's iptables and
+// kernel.
+type Facts struct {
+	// RandomFully: this iptables knows MASQUERADE --random-fully.
+	RandomFully bool
+	// DropInvalid: conntrack is strict about TCP windows (nf_conntrack_tcp_be_liberal is 0), so what it calls INVALID
+	// must not be forwarded.
+	DropInvalid bool
+	// Large tells, per family in the order of cluster.Families, whether the rules so far are those of a large cluster,
+	// see iptables.LargeCluster.
+	Large [2]bool
+}
+
+// Offline are the Facts of a machine as it should be, for plans that are only looked at.
+var Offline = Facts{RandomFully: true, DropInvalid: true}
+
+// A Plan is what should be true on this node, as values.
+type Plan struct {
+	// Snapshot is what the Plan was made of.
+	Snapshot *cluster.Snapshot
+	// Routes are the routes to the other nodes' pods, both families.
+	Routes *routes.Table
+	// Services are the services per family, in the order of cluster.Families.
+	Services [2]Services
+	// Notes tell what was refused, and why; in order, without duplicates.
+	Notes []cluster.Note
+}
+
+// Services is one family's part of a Plan.
+type Services struct {
+	Family  cluster.Family
+	Table   *proxy.Table
+	Options iptables.Options
+	Rules   *iptables.Ruleset
+}
+
+// MakePlan decides everything. It is pure; prev is a memo and nothing else, so that one changed endpoint costs one
+// service's rendering.
+func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
+	p := &Plan{Snapshot: s}
+	var notes []cluster.Note
+	p.Routes, notes = routes.Plan(s, c.routes())
+	p.Notes = append(p.Notes, s.Notes...)
+	p.Notes = append(p.Notes, notes...)
+	for i, f := range cluster.Families {
+		var memo Services
+		if prev != nil {
+			memo = prev.Services[i]
+		}
+		t, notes := proxy.Plan(s, f, c.proxy(), memo.Table)
+		o := c.rules(facts, iptables.LargeCluster(t.Endpoints, facts.Large[i]))
+		p.Services[i] = Services{Family: f, Table: t, Options: o, Rules: iptables.Render(t, o, memo.Rules)}
+		p.Notes = append(p.Notes, notes...)
+	}
+	p.Notes = cluster.SortNotes(p.Notes)
+	return p
+}

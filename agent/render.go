@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+)
+
+// Formats are the forms in which a Plan can be written.
+var Formats = [...]string{"text", "iptables", "routes", "json"}
+
+// Write writes the Plan in one of Formats:
+//
+//	text      what the node does, for people, with the Notes
+//	iptables  the rules as iptables-save prints them, IPv4 first
+//	routes    the routes as ip route prints them
+//	json      routes, service ports and Notes, for programs
+func (p *Plan) Write(w io.Writer, format string) error {
+	switch format {
+	case "text":
+		return p.writeText(w)
+	case "iptables":
+		for _, s := range p.Services {
+			if _, err := fmt.Fprintf(w, "# %s\n%s", s.Family, s.Rules); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "routes":
+		_, err := io.WriteString(w, p.Routes.Lines())
+		return err
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(p.printable())
+	}
+	return fmt.Errorf("unknown format %q, expected one of %s", format, strings.Join(Formats[:], ", "))
+}
+
+func (p *Plan) writeText(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "ROUTES\t%d\n", len(p.Routes.Routes))
+	for _, r := range p.Routes.Routes {
+		fmt.Fprintf(t, "  %s\t# %s\n", r, r.Node)
+	}
+	for _, s := range p.Services {
+		if len(s.Table.Ports) == 0 {
+			continue
+		}
+		fmt.Fprintf(t, "\nSERVICES %s\t%d ports, %d rules\n", s.Family, len(s.Table.Ports), s.Rules.Filter.Rules()+s.Rules.NAT.Rules())
+		for _, port := range s.Table.Ports {
+			fmt.Fprintf(t, "  %s\t%s\t→ %s\n", port.Name, frontends(port), backends(port))
+		}
+	}
+	fmt.Fprintf(t, "\nNOTES\t%d\n", len(p.Notes))
+	for _, n := range p.Notes {
+		fmt.Fprintf(t, "  %s\n", n)
+	}
+	return t.Flush()
+}
+
+func frontends(p *proxy.Port) string {
+	var at []string
+	if p.ClusterIP.IsValid() {
+		at = append(at, fmt.Sprintf("%s/%s", netip.AddrPortFrom(p.ClusterIP, p.Port), p.Protocol))
+	}
+	if p.NodePort != 0 {
+		at = append(at, fmt.Sprintf("node port %d/%s", p.NodePort, p.Protocol))
+	}
+	return strings.Join(at, ", ")
+}
+
+func backends(p *proxy.Port) string {
+	if len(p.Backends) == 0 {
+		return "rejected, no endpoints"
+	}
+	var to []string
+	for _, b := range p.Backends {
+		where := ""
+		if b.Local {
+			where = " (this node)"
+		}
+		to = append(to, b.Addr.String()+where)
+	}
+	return strings.Join(to, ", ")
+}
+
+// The types of a Plan as JSON.
+type (
+	printedPlan struct {
+		Routes   []printedRoute `json:"routes"`
+		Services []printedPort  `json:"services"`
+		Notes    []printedNote  `json:"notes"`
+	}
+	printedRoute struct {
+		Destination netip.Prefix `json:"destination"`
+		Gateway     netip.Addr   `json:"gateway"`
+		Link        string       `json:"link,omitempty"`
+		Metric      uint32       `json:"metric,omitempty"`
+		Node        string       `json:"node"`
+	}
+	printedPort struct {
+		Name      string           `json:"name"`
+		Family    string           `json:"family"`
+		Protocol  string           `json:"protocol"`
+		ClusterIP string           `json:"clusterIP,omitempty"`
+		Port      uint16           `json:"port"`
+		NodePort  uint16           `json:"nodePort,omitempty"`
+		Backends  []printedBackend `json:"backends"`
+	}
+	printedBackend struct {
+		Address netip.AddrPort `json:"address"`
+		Local   bool           `json:"local,omitempty"`
+	}
+	printedNote struct {
+		Object string `json:"object"`
+		Reason string `json:"reason"`
+		Detail string `json:"detail"`
+	}
+)
+
+func (p *Plan) printable() printedPlan {
+	out := printedPlan{Routes: []printedRoute{}, Services: []printedPort{}, Notes: []printedNote{}}
+	for _, r := range p.Routes.Routes {
+		out.Routes = append(out.Routes, printedRoute{r.Dst, r.Gateway, r.Link, r.Metric, r.Node})
+	}
+	for _, s := range p.Services {
+		for _, port := range s.Table.Ports {
+			out.Services = append(out.Services, printablePort(s.Family, port))
+		}
+	}
+	for _, n := range p.Notes {
+		out.Notes = append(out.Notes, printedNote{n.Object.String(), n.Reason, n.Detail})
+	}
+	return out
+}
+
+func printablePort(f cluster.Family, p *proxy.Port) printedPort {
+	out := printedPort{Name: p.Name.String(), Family: f.String(), Protocol: p.Protocol.String(), Port: p.Port, NodePort: p.NodePort, Backends: []printedBackend{}}
+	if p.ClusterIP.IsValid() {
+		out.ClusterIP = p.ClusterIP.String()
+	}
+	for _, b := range p.Backends {
+		out.Backends = append(out.Backends, printedBackend{b.Addr, b.Local})
+	}
+	return out
+}

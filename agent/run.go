@@ -1,0 +1,2 @@
+package agent
+type Options struct { Config Config; Kubeconfig, ClusterDir, Version string }

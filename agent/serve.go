@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// A server answers HTTP at one address.
+type server struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+func listen(ctx context.Context, what, addr string, h http.Handler) (*server, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("serve %s: %w", what, err)
+	}
+	return &server{l, h}, nil
+}
+
+// run serves until the context ends.
+func (s *server) run(ctx context.Context) error {
+	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// healthHandler serves what kube-proxy serves on port 10256, with the same meaning, and /readyz.
+//
+//	/livez    200 unless something has been waiting to be programmed for a minute
+//	/healthz  the same, and 503 while the node is about to go away, so that load balancers send it nothing new
+//	/readyz   200 when the latest state of the cluster is in the kernel
+func healthHandler(s *status, m *metrics, now func() time.Time) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
+		code, body := healthBody(s.view(), now(), false)
+		m.livez(code)
+		answer(w, code, body)
+	})
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		code, body := healthBody(s.view(), now(), true)
+		m.healthz(code)
+		answer(w, code, body)
+	})
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		code, body := readyBody(s.view())
+		answer(w, code, body)
+	})
+	return mux
+}
+
+// familyHealth is one family in the answer of /healthz.
+type familyHealth struct {
+	LastUpdated time.Time `json:"lastUpdated"`
+	Healthy     bool      `json:"healthy"`
+}
+
+// health is the answer of /healthz and /livez, in kube-proxy's form.
+type health struct {
+	LastUpdated  time.Time               `json:"lastUpdated"`
+	CurrentTime  time.Time               `json:"currentTime"`
+	NodeEligible *bool                   `json:"nodeEligible,omitempty"`
+	Healthy      bool                    `json:"healthy"`
+	Status       map[string]familyHealth `json:"status"`
+}
+
+func healthBody(v view, now time.Time, eligibility bool) (int, any) {
+	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
+	for name, p := range v.parts {
+		ok := p.healthy(now)
+		h.Healthy = h.Healthy && ok
+		if p.updated.After(h.LastUpdated) {
+			h.LastUpdated = p.updated
+		}
+		if family, isRules := strings.CutPrefix(name, rulesPrefix); isRules {
+			h.Status[family] = familyHealth{p.updated, ok}
+		}
+	}
+	eligible := true
+	if eligibility {
+		eligible = v.node != nil && !v.node.ToBeDeleted
+		h.NodeEligible = &eligible
+	}
+	if h.Healthy && eligible {
+		h.LastUpdated = now
+		return http.StatusOK, h
+	}
+	return http.StatusServiceUnavailable, h
+}
+
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready    bool                     `json:"ready"`
+	Revision uint64                   `json:"revision"`
+	Parts    map[string]partReadiness `json:"parts"`
+}
+
+type partReadiness struct {
+	Programmed  uint64    `json:"programmed"`
+	LastUpdated time.Time `json:"lastUpdated"`
+	Error       string    `json:"error,omitempty"`
+}
+
+func readyBody(v view) (int, any) {
+	r := readiness{Ready: v.ready(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	for name, p := range v.parts {
+		part := partReadiness{Programmed: p.programmed, LastUpdated: p.updated}
+		if p.err != nil {
+			part.Error = p.err.Error()
+		}
+		r.Parts[name] = part
+	}
+	if !r.Ready {
+		return http.StatusServiceUnavailable, r
+	}
+	return http.StatusOK, r
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	// An error means that the client has gone.
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// metricsHandler serves what kube-proxy serves on port 10249, as far as it applies.
+func metricsHandler(m *metrics) http.Handler {
+	mux := http.NewServeMux()
+	text := func(path, body string) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			fmt.Fprint(w, body)
+		})
+	}
+	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	text("/healthz", "ok")
+	text("/proxyMode", "iptables")
+	return mux
+}

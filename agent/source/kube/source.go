@@ -1,0 +1,177 @@
+package kube
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/source"
+)
+
+// minGap is the least time between two Snapshots. The first change after a rest is published at once; what comes
+// during the gap goes into the next one.
+const minGap = 10 * time.Millisecond
+
+// Attempts to reach the API come at growing distances with jitter, because after an outage every node of the cluster
+// makes them. client-go's default of up to a minute leaves a node with old endpoints for too long.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 10 * time.Second
+	goodWatch  = time.Minute // a watch that held so long begins the distances anew
+)
+
+// A watched is one of the lists that a Snapshot is made of.
+type watched struct {
+	kind          source.Kind
+	resource      string
+	example       runtime.Object
+	list          func() runtime.Object
+	group         func(*Client) rest.Interface
+	fieldSelector string
+	labelSelector string
+}
+
+var lists = [...]watched{{
+	kind: source.KindNode, resource: "nodes", example: &corev1.Node{},
+	list:  func() runtime.Object { return &corev1.NodeList{} },
+	group: func(c *Client) rest.Interface { return c.core },
+}, {
+	kind: source.KindService, resource: "services", example: &corev1.Service{},
+	list:          func() runtime.Object { return &corev1.ServiceList{} },
+	group:         func(c *Client) rest.Interface { return c.core },
+	fieldSelector: "spec.clusterIP!=None", labelSelector: "!" + source.LabelProxyName,
+}, {
+	kind: source.KindEndpointSlice, resource: "endpointslices", example: &discoveryv1.EndpointSlice{},
+	list:          func() runtime.Object { return &discoveryv1.EndpointSliceList{} },
+	group:         func(c *Client) rest.Interface { return c.discovery },
+	labelSelector: "!" + source.LabelHeadless,
+}}
+
+// A Source publishes the cluster as the Kubernetes API has it. Run may be called once.
+type Source struct {
+	client  *Client
+	contact contact
+	changed chan struct{} // of capacity 1: something is to be published
+
+	mu        sync.Mutex
+	assembler *source.Assembler    // guarded by mu
+	complete  map[source.Kind]bool // guarded by mu: a complete list has arrived
+}
+
+var _ source.Source = (*Source)(nil)
+
+// New returns a Source that has not contacted the API yet.
+func New(c *Client) *Source {
+	return &Source{
+		client:    c,
+		contact:   contact{failing: map[source.Kind]error{}},
+		changed:   make(chan struct{}, 1),
+		assembler: source.NewAssembler(),
+		complete:  map[source.Kind]bool{},
+	}
+}
+
+// Lost returns since when the API has not answered and the latest error; the zero time while it does. It may be called
+// from any goroutine.
+func (s *Source) Lost() (since time.Time, err error) { return s.contact.lost() }
+
+// Run implements [source.Source]. It returns nil only, as there is no failure that cannot heal: credentials are renewed,
+// permissions granted, servers come back.
+func (s *Source) Run(ctx context.Context, publish func(*cluster.Snapshot)) error {
+	// The reflectors report at their own discretion what the contact says already; one degree quieter.
+	ctx = klog.NewContext(ctx, klog.Background().V(2))
+	// Nobody waits for the reflectors to end: client-go sleeps between two attempts without looking at ctx, and what
+	// they might still store, nobody publishes.
+	for i := range lists {
+		go s.follow(ctx, &lists[i])
+	}
+	var last *cluster.Snapshot
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.changed:
+		}
+		next := s.snapshot()
+		if next == nil || next == last {
+			continue
+		}
+		publish(next)
+		last = next
+		if sleep(ctx, minGap) != nil {
+			return nil
+		}
+	}
+}
+
+// snapshot returns nil until all lists are complete.
+func (s *Source) snapshot() *cluster.Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.complete) < len(lists) {
+		return nil
+	}
+	return s.assembler.Snapshot()
+}
+
+// follow keeps one list up to date until ctx ends.
+func (s *Source) follow(ctx context.Context, w *watched) {
+	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.5, Steps: 100, Cap: lastRetry}
+	r := cache.NewReflectorWithOptions(s.listerWatcher(w), w.example, &store{Source: s, kind: w.kind},
+		cache.ReflectorOptions{Name: w.resource, Backoff: &backoff})
+	// Not r.RunWithContext: it logs every failure. What goes wrong, the contact has seen.
+	delay := firstRetry
+	for ctx.Err() == nil {
+		start := time.Now()
+		_ = r.ListAndWatchWithContext(ctx)
+		if time.Since(start) > goodWatch {
+			delay = firstRetry
+		}
+		if sleep(ctx, delay/2+rand.N(delay)) != nil {
+			return
+		}
+		delay = min(2*delay, lastRetry)
+	}
+}
+
+func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
+	request := func(o *metav1.ListOptions) *rest.Request {
+		o.FieldSelector, o.LabelSelector = w.fieldSelector, w.labelSelector
+		return w.group(s.client).Get().Resource(w.resource).VersionedParams(o, s.client.parameters)
+	}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list := w.list()
+			err := request(&o).Do(ctx).Into(list)
+			return list, s.contact.result(w.kind, err)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.Watch = true
+			stream, err := request(&o).Watch(ctx)
+			return stream, s.contact.result(w.kind, err)
+		},
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

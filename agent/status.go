@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// staleAfter is how long something may be waiting to be programmed before the agent calls itself unhealthy; kube-proxy's
+// value at its default settings.
+const staleAfter = 60 * time.Second
+
+// status is what the health endpoints and the metrics show of the loop. It is the one place that several goroutines
+// write to; mu guards all fields.
+type status struct {
+	mu       sync.Mutex
+	revision uint64 // of the latest goal; 0 before the first
+	node     *cluster.Node
+	notes    []cluster.Note
+	plan     *Plan
+	parts    map[string]*partStatus
+}
+
+// A partStatus is where a Part stands.
+type partStatus struct {
+	// programmed is the revision that the kernel was last in line with.
+	programmed uint64
+	updated    time.Time
+	// pending is since when something waits; zero when nothing does.
+	pending time.Time
+	err     error
+	notes   []cluster.Note
+}
+
+func newStatus(parts []Part) *status {
+	s := &status{parts: map[string]*partStatus{}}
+	for _, p := range parts {
+		s.parts[p.Name()] = &partStatus{}
+	}
+	return s
+}
+
+// queued records a new goal.
+func (s *status) queued(g goal, node *cluster.Node, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision, s.plan = g.revision, g.plan
+	if node != nil { // a Node object deleted later does not make a working node ineligible
+		s.node = node
+	}
+	for _, p := range s.parts {
+		if p.pending.IsZero() {
+			p.pending = now
+		}
+	}
+}
+
+// done records an outcome, and returns all notes that hold now.
+func (s *status) done(o outcome) []cluster.Note {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.parts[o.part]
+	p.err = o.err
+	p.notes = o.report.Notes
+	if o.err == nil {
+		p.programmed, p.updated = o.revision, o.end
+		if o.revision == s.revision {
+			p.pending = time.Time{}
+		} else {
+			p.pending = o.end
+		}
+	}
+	return s.allNotes()
+}
+
+func (s *status) allNotes() []cluster.Note {
+	var all []cluster.Note
+	if s.plan != nil {
+		all = append(all, s.plan.Notes...)
+	}
+	for _, p := range s.parts {
+		all = append(all, p.notes...)
+	}
+	s.notes = cluster.SortNotes(all)
+	return s.notes
+}
+
+// view is a copy of the status at one moment.
+type view struct {
+	revision uint64
+	node     *cluster.Node
+	notes    []cluster.Note
+	plan     *Plan
+	parts    map[string]partStatus
+}
+
+func (s *status) view() view {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := view{revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}}
+	for name, p := range s.parts {
+		v.parts[name] = *p
+	}
+	return v
+}
+
+// healthy tells whether a Part keeps up.
+func (p partStatus) healthy(now time.Time) bool {
+	return p.pending.IsZero() || now.Sub(p.pending) < staleAfter
+}
+
+// ready tells whether the latest goal is in the kernel, everywhere.
+func (v view) ready() bool {
+	for _, p := range v.parts {
+		if p.programmed != v.revision {
+			return false
+		}
+	}
+	return v.revision > 0
+}

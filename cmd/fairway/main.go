@@ -1,0 +1,20 @@
+// Command fairway is the node agent: see the README. This package turns flags into one call; it decides nothing.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "fairway:", err)
+		stop()
+		os.Exit(1)
+	}
+}

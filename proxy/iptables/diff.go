@@ -1,0 +1,270 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+)
+
+// A Restore is the input of one iptables-restore --noflush that turns one Ruleset into another.
+//
+// The tables commit one after the other, so a change takes up to three steps: what filter gains, then nat, then what
+// filter loses. A service that loses its last endpoint is rejected before it is no longer translated, and one that
+// gains its first is translated before it is no longer rejected; at no moment does a packet to a VIP pass as it is.
+type Restore struct {
+	text     strings.Builder
+	lines    int
+	sections []section
+	changed  map[cluster.Ref]bool
+	chains   int
+}
+
+// A section is a run of lines that belong to one chain.
+type section struct {
+	first int // 1-based line of the first rule
+	chain *Chain
+}
+
+// Empty tells that there is nothing to do.
+func (r *Restore) Empty() bool { return r.lines == 0 }
+
+// String returns the input for iptables-restore.
+func (r *Restore) String() string { return r.text.String() }
+
+// Lines returns the number of lines of the input.
+func (r *Restore) Lines() int { return r.lines }
+
+// Chains returns how many chains are written or deleted.
+func (r *Restore) Chains() int { return r.chains }
+
+// Blame returns the Service that a line (counted from 1) of the input is for; ok is false when it is for none.
+func (r *Restore) Blame(line int) (svc cluster.Ref, ok bool) {
+	i, found := slices.BinarySearchFunc(r.sections, line, func(s section, line int) int { return s.first - line })
+	if !found {
+		i--
+	}
+	if i < 0 {
+		return svc, false
+	}
+	s := r.sections[i]
+	rule := line - s.first
+	if rule >= strings.Count(s.chain.Rules, "\n") {
+		return svc, false
+	}
+	if p := s.chain.portOf(rule); p != nil {
+		return p.Service.Ref(), true
+	}
+	return svc, false
+}
+
+// Services returns the Services whose rules the Restore adds or changes: the suspects when it is refused.
+func (r *Restore) Services() []cluster.Ref {
+	list := make([]cluster.Ref, 0, len(r.changed))
+	for ref := range r.changed {
+		list = append(list, ref)
+	}
+	slices.SortFunc(list, func(a, b cluster.Ref) int { return strings.Compare(a.String(), b.String()) })
+	return list
+}
+
+// Diff returns what turns have into want. Chains whose text is equal are not touched.
+func Diff(have, want *Ruleset) *Restore {
+	r := &Restore{changed: map[cluster.Ref]bool{}}
+	nat := compare(&have.NAT, &want.NAT)
+	filter := compare(&have.Filter, &want.Filter)
+	if nat.empty() {
+		r.write(Filter, filter)
+		return r
+	}
+	gains, losses := filter.split()
+	r.write(Filter, gains)
+	r.write(NAT, nat)
+	r.write(Filter, losses)
+	return r
+}
+
+// A change is what happens to one table.
+type change struct {
+	set    []chainChange
+	remove []string
+	drop   []Jump // jumps to delete
+	insert []Jump // jumps to insert before all else, in this order
+}
+
+// A chainChange replaces the rules of a chain; old is "" for a new one.
+type chainChange struct {
+	*Chain
+	old string
+}
+
+func (c *change) empty() bool {
+	return len(c.set)+len(c.remove)+len(c.drop)+len(c.insert) == 0
+}
+
+func compare(have, want *Table) *change {
+	c := &change{}
+	old := have.Chains
+	removed := func(o *Chain) {
+		switch {
+		case !have.referenced[o.Name]:
+			c.remove = append(c.remove, o.Name)
+		case o.Rules != "":
+			c.set = append(c.set, chainChange{&Chain{Name: o.Name}, o.Rules})
+		}
+	}
+	for _, w := range want.Chains {
+		for len(old) > 0 && old[0].Name < w.Name {
+			removed(old[0])
+			old = old[1:]
+		}
+		if len(old) == 0 || old[0].Name != w.Name {
+			c.set = append(c.set, chainChange{w, ""})
+			continue
+		}
+		if old[0] != w && old[0].Rules != w.Rules {
+			c.set = append(c.set, chainChange{w, old[0].Rules})
+		}
+		old = old[1:]
+	}
+	for _, o := range old {
+		removed(o)
+	}
+	for _, from := range builtins(have, want) {
+		h, w := have.jumpsFrom(from), want.jumpsFrom(from)
+		if !slices.Equal(h, w) {
+			c.drop = append(c.drop, h...)
+			c.insert = append(c.insert, w...)
+		}
+	}
+	return c
+}
+
+func builtins(tables ...*Table) (names []string) {
+	for _, t := range tables {
+		for _, j := range t.Jumps {
+			if !slices.Contains(names, j.From) {
+				names = append(names, j.From)
+			}
+		}
+	}
+	return names
+}
+
+func (t *Table) jumpsFrom(builtin string) (list []Jump) {
+	for _, j := range t.Jumps {
+		if j.From == builtin {
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
+// split divides a change of the filter table into one that only adds rules and one that takes the rest away.
+func (c *change) split() (gains, losses *change) {
+	gains = &change{drop: c.drop, insert: c.insert}
+	losses = &change{remove: c.remove}
+	for _, s := range c.set {
+		lost := missing(s.old, s.Rules)
+		gained := missing(s.Rules, s.old)
+		switch {
+		case lost == "":
+			gains.set = append(gains.set, s)
+		case gained == "":
+			losses.set = append(losses.set, s)
+		default:
+			both := &Chain{Name: s.Name, Rules: s.Rules + lost, ports: s.ports}
+			gains.set = append(gains.set, chainChange{both, s.old})
+			losses.set = append(losses.set, s)
+		}
+	}
+	return gains, losses
+}
+
+// missing returns the lines of a that b does not have.
+func missing(a, b string) string {
+	if a == "" || b == "" {
+		return a
+	}
+	has := map[string]bool{}
+	for line := range strings.Lines(b) {
+		has[line] = true
+	}
+	var out strings.Builder
+	for line := range strings.Lines(a) {
+		if !has[line] {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+func (r *Restore) line(parts ...string) {
+	for _, p := range parts {
+		r.text.WriteString(p)
+	}
+	r.text.WriteByte('\n')
+	r.lines++
+}
+
+// write adds a table's change. All chains are declared first, in name order: a declaration creates the chain or
+// empties it.
+func (r *Restore) write(table string, c *change) {
+	if c.empty() {
+		return
+	}
+	r.line("*", table)
+	names := slices.Clone(c.remove)
+	for _, s := range c.set {
+		names = append(names, s.Name)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		r.line(":", n, " - [0:0]")
+	}
+	r.chains += len(names)
+	for _, j := range c.drop {
+		r.line("-D ", strings.TrimSuffix(j.Rule[len("-A "):], "\n"))
+	}
+	for _, j := range slices.Backward(c.insert) {
+		r.line("-I ", j.From, " 1 ", strings.TrimSuffix(j.Rule[len("-A "+j.From+" "):], "\n"))
+	}
+	for _, s := range c.set {
+		r.sections = append(r.sections, section{r.lines + 1, s.Chain})
+		r.text.WriteString(s.Rules)
+		r.lines += strings.Count(s.Rules, "\n")
+		r.suspect(s)
+	}
+	for _, n := range c.remove {
+		r.line("-X ", n)
+	}
+	r.line("COMMIT")
+}
+
+// suspect records the Services that a changed chain has new rules of.
+func (r *Restore) suspect(s chainChange) {
+	note := func(p *proxy.Port) {
+		if p != nil {
+			r.changed[p.Service.Ref()] = true
+		}
+	}
+	if len(s.ports) == 1 {
+		note(s.ports[0])
+		return
+	}
+	var had map[string]bool
+	if s.old != "" {
+		had = map[string]bool{}
+		for line := range strings.Lines(s.old) {
+			had[line] = true
+		}
+	}
+	i := 0
+	for line := range strings.Lines(s.Rules) {
+		if i < len(s.ports) && !had[line] {
+			note(s.ports[i])
+		}
+		i++
+	}
+}

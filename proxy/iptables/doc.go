@@ -1,0 +1,25 @@
+// Package iptables turns a proxy.Table into the rules of iptables' filter and nat tables, and back: it renders rules
+// exactly as iptables-save prints them, parses what iptables-save printed, and writes the difference between two
+// rule sets as the input of iptables-restore.
+//
+// Because rendered and printed text are the same, comparing what should be with what is means comparing strings
+// chain by chain. Rules left by an earlier process are adopted, not replaced, and a restart with nothing changed
+// leads to an empty difference.
+//
+// # Layout
+//
+// Names and comments are kube-proxy's, so that what operators know still works:
+//
+//	nat     KUBE-SERVICES  -d VIP --dport PORT ─► KUBE-SVC-x ─► DNAT (an endpoint elsewhere)
+//	             │                                     └──────► KUBE-SEP-y ─► DNAT (an endpoint on this node)
+//	             └ dst LOCAL ─► KUBE-NODEPORTS ─► KUBE-EXT-x ─► KUBE-MARK-MASQ, KUBE-SVC-x
+//	filter  KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: REJECT for what has no endpoints
+//
+// It differs from kube-proxy's where that costs nothing in familiarity: an endpoint on another node has no chain of
+// its own, because only on its own node can a pod reach itself through a Service; and a dispatching chain that would
+// have more than a handful of rules becomes a tree of address prefixes or port ranges (KUBE-SVC-10.96.16.0/20), so
+// that a packet passes tens of rules, not thousands. The names of all chains that kube-proxy does not have begin like
+// ones that it sweeps, so that it can clean up after us.
+//
+// The package is pure: it runs no program and reads no file. It decides nothing about services.
+package iptables

@@ -1,0 +1,40 @@
+package iptables
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"net/netip"
+	"strconv"
+
+	"github.com/fairway-net/fairway/proxy"
+)
+
+// hash is kube-proxy's: the first 16 characters of the base32 of a SHA-256.
+func hash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+// portHash is the hash that all chains of a service port share.
+func portHash(p *proxy.Port) string { return hash(p.Name.String() + p.Protocol.String()) }
+
+func endpointChain(p *proxy.Port, endpoint string) string {
+	return "KUBE-SEP-" + hash(p.Name.String()+p.Protocol.String()+endpoint)
+}
+
+// maxChainName is the longest name of a chain, XT_EXTENSION_MAXNAMELEN-1 (linux/netfilter/x_tables.h).
+const maxChainName = 28
+
+// prefixChain names the part of a dispatcher that is for the addresses of a prefix. An IPv6 prefix that is too long
+// for a name is replaced by its hash; the rule that jumps there shows the prefix.
+func prefixChain(p netip.Prefix) string {
+	if name := "KUBE-SVC-" + p.String(); len(name) <= maxChainName {
+		return name
+	}
+	return "KUBE-SVC-" + hash(p.String())
+}
+
+// rangeChain names the part of the node port dispatcher that is for a range of ports of a protocol.
+func rangeChain(protocol string, first, last uint16) string {
+	return "KUBE-EXT-" + protocol + "-" + strconv.Itoa(int(first)) + "-" + strconv.Itoa(int(last))
+}

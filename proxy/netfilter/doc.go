@@ -1,0 +1,12 @@
+// Package netfilter keeps the service rules in this node's kernel, through the iptables binaries. It finds out which
+// of the two backends (iptables-legacy or iptables-nft) the host uses and says why, reads a family's tables, applies
+// the difference to what is wanted, and quarantines a Service whose rules the kernel refuses, so that one Service
+// cannot hold up the others.
+//
+// A node's rules are kept by [Rules]: it remembers what it wrote, writes nothing when nothing changed, and reads the
+// kernel again after every failure, on [Rules.Invalidate], and on [Rules.Verify], which finds what others changed.
+//
+// The package decides nothing about services and writes no rule text: package proxy and package proxy/iptables do.
+// It never touches a chain that iptables.Owned does not name, and it looks at a backend that is not in use only in
+// ways that create no table there. It does not log, and it starts no goroutine that outlives a call.
+package netfilter

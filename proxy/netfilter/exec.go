@@ -1,0 +1,112 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	// commandTimeout ends a command that hangs. The slowest honest one, a full restore of some 100,000 lines through
+	// iptables-nft, takes seconds.
+	commandTimeout = 2 * time.Minute
+	// maxOutput bounds what a command may print. The rules of 10,000 Services take about 15 MiB.
+	maxOutput = 256 << 20
+	// maxErrors bounds what is kept of a command's complaints.
+	maxErrors = 64 << 10
+)
+
+// A command is one run of a program.
+type command struct {
+	path  string
+	args  []string
+	stdin string
+}
+
+func (c command) String() string { return strings.Join(append([]string{c.path}, c.args...), " ") }
+
+// A runner runs a command and returns what it printed. It is the seam at which tests replace the binaries. When the
+// program ran and failed, the error is an *exitError; when the context ended it, errors.Is finds the context's error.
+type runner func(context.Context, command) (stdout string, err error)
+
+// An exitError is the failure that a program reported.
+type exitError struct {
+	code   int
+	stderr string
+}
+
+func (e *exitError) Error() string {
+	if e.stderr == "" {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return fmt.Sprintf("exit status %d: %s", e.code, summary(e.stderr))
+}
+
+// run is the runner for real binaries. The child has a process group of its own, which is killed as a whole when the
+// context ends: some distributions wrap the binaries in scripts.
+func run(ctx context.Context, c command) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.path, c.args...)
+	stdout := &limited{limit: maxOutput, full: errOutput}
+	stderr := &limited{limit: maxErrors}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.stdin), stdout, stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return stdout.text.String(), nil
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("%s: killed: %w", c, ctx.Err())
+	case stdout.overrun:
+		return "", fmt.Errorf("%s: %w", c, errOutput)
+	case errors.As(err, &exit):
+		return "", fmt.Errorf("%s: %w", c, &exitError{code: exit.ExitCode(), stderr: strings.TrimSpace(stderr.text.String())})
+	}
+	return "", fmt.Errorf("%s: %w", c, err)
+}
+
+var errOutput = fmt.Errorf("it printed more than %d MiB", maxOutput>>20)
+
+// limited keeps the first limit bytes of what is written. Beyond them it drops the rest or, when full is set, fails
+// with it, which ends the program by SIGPIPE.
+type limited struct {
+	text    strings.Builder
+	limit   int
+	full    error
+	overrun bool
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if room := l.limit - l.text.Len(); len(p) > room {
+		l.overrun = true
+		l.text.Write(p[:room])
+		return len(p), l.full
+	}
+	return l.text.Write(p)
+}
+
+// summary makes one line of what a program complained about, without its advice on usage.
+func summary(stderr string) string {
+	var parts []string
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "Try `") {
+			continue
+		}
+		parts = append(parts, line)
+	}
+	const most = 512
+	s := strings.Join(parts, "; ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + " …"
+	}
+	return s
+}

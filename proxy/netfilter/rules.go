@@ -1,0 +1,222 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/iptables"
+)
+
+// Tables is the kernel's side of the rules; a *Backend is one. Apply returns a *RestoreError when the rules were
+// refused, see [Backend.Apply].
+type Tables interface {
+	Read(context.Context, cluster.Family) (*iptables.Ruleset, error)
+	Apply(context.Context, cluster.Family, *iptables.Restore) error
+}
+
+// A Desired is what one family's tables should hold: the Ruleset rendered from Table with Options. The Table and the
+// Options are there so that it can be rendered again without a Service that the kernel refuses.
+type Desired struct {
+	Table   *proxy.Table
+	Ruleset *iptables.Ruleset
+	Options iptables.Options
+}
+
+// A Report says what a Sync did to one family.
+type Report struct {
+	Family cluster.Family
+	// Written is true when the kernel was changed; Lines and Chains count what was written.
+	Written       bool
+	Lines, Chains int
+	// RulesFilter and RulesNAT count the rules of ours that the tables now hold.
+	RulesFilter, RulesNAT int
+	// Duration is the time that the Sync of this family took.
+	Duration time.Duration
+	// Refused counts the restores that the kernel, or iptables, refused.
+	Refused int
+	// Quarantined has a Note for each Service that is left out because its rules were refused.
+	Quarantined []cluster.Note
+	// Retry is the time until a quarantined Service should be tried again by a Sync; 0 when there is none.
+	Retry time.Duration
+}
+
+// Rules keeps one node's service rules. It is for one goroutine.
+type Rules struct {
+	tables  Tables
+	now     func() time.Time
+	keepers map[cluster.Family]*keeper
+}
+
+// NewRules returns the keeper of a node's rules. It knows nothing of the kernel yet: the first Sync reads it, and
+// writes only the difference.
+func NewRules(t Tables) *Rules {
+	return &Rules{tables: t, now: time.Now, keepers: map[cluster.Family]*keeper{}}
+}
+
+// Sync makes the tables hold what is desired, one Desired per family, and returns a Report for each in their order. A
+// family that fails does not stop the other; their errors are joined. After an error the next Sync reads the kernel
+// and goes on from there; errors.Is finds ErrLocked and the context's errors.
+//
+// A refused Service is no error: it is left out, and named in the Report. Sync tries it again when its value changed,
+// and after a while.
+func (r *Rules) Sync(ctx context.Context, want []Desired) ([]Report, error) {
+	reports := make([]Report, 0, len(want))
+	var errs []error
+	for _, d := range want {
+		report, err := r.keeper(d.Table.Family).sync(ctx, d)
+		reports = append(reports, report)
+		errs = append(errs, err)
+	}
+	return reports, errors.Join(errs...)
+}
+
+// Invalidate makes the next Sync read the kernel instead of trusting what was last known of it.
+func (r *Rules) Invalidate() {
+	for _, k := range r.keepers {
+		k.have = nil
+	}
+}
+
+// Verify reads the kernel and returns what would repair it: an empty Restore when it holds what was last written. The
+// repair is not made; the next Sync makes it, or something better. Before the first Sync of a family there is nothing
+// to compare with, and the Restore is empty.
+func (r *Rules) Verify(ctx context.Context, f cluster.Family) (*iptables.Restore, error) {
+	return r.keeper(f).verify(ctx)
+}
+
+func (r *Rules) keeper(f cluster.Family) *keeper {
+	k := r.keepers[f]
+	if k == nil {
+		k = &keeper{family: f, tables: r.tables, now: r.now, confirm: true, held: map[cluster.Ref]*held{}, spelled: spelling{}}
+		r.keepers[f] = k
+	}
+	return k
+}
+
+// A keeper keeps the rules of one family.
+type keeper struct {
+	family cluster.Family
+	tables Tables
+	now    func() time.Time
+	// have is what the tables hold; nil when that is not known.
+	have *iptables.Ruleset
+	// counted is the Ruleset that the two counts are of.
+	counted               *iptables.Ruleset
+	rulesFilter, rulesNAT int
+	// confirm asks for a look at the kernel after the next write.
+	confirm bool
+	spelled spelling
+	held    map[cluster.Ref]*held
+}
+
+func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
+	start := k.now()
+	a := newAttempt(k, d)
+	err := a.settle(ctx)
+	if due := k.due(a.services, start); err == nil && len(due) > 0 {
+		err = a.admit(ctx, due, nil)
+	}
+	if err == nil {
+		err = a.tidy(ctx)
+	}
+	report := a.report
+	report.Family = k.family
+	report.Quarantined, report.Retry = k.quarantine(k.now())
+	report.RulesFilter, report.RulesNAT = k.count()
+	report.Duration = k.now().Sub(start)
+	return report, err
+}
+
+// current returns what the tables hold, read if need be.
+func (k *keeper) current(ctx context.Context) (*iptables.Ruleset, error) {
+	if k.have == nil {
+		read, err := k.tables.Read(ctx, k.family)
+		if err != nil {
+			return nil, err
+		}
+		k.have = k.spelled.translate(read)
+	}
+	return k.have, nil
+}
+
+// write turns what the tables hold into want. It returns the Restore also with an error, nil when there was no need.
+func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.Restore, error) {
+	have, err := k.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := iptables.Diff(have, want)
+	if r.Empty() {
+		k.have = want // Equal, but it shares its memory with what is planned next.
+		return nil, nil
+	}
+	// Whatever becomes of the write, part of it may take effect.
+	k.have = nil
+	if err := k.tables.Apply(ctx, k.family, r); err != nil {
+		return r, err
+	}
+	if k.confirm || len(k.spelled) > 0 {
+		return r, k.readBack(ctx, want)
+	}
+	k.have = want
+	return r, nil
+}
+
+// readBack compares what was just written with what the kernel shows. Rules that it shows in other words, as another
+// version of iptables does, are remembered in that form.
+func (k *keeper) readBack(ctx context.Context, want *iptables.Ruleset) error {
+	read, err := k.tables.Read(ctx, k.family)
+	if err != nil {
+		return err
+	}
+	k.spelled.learn(want, read)
+	read = k.spelled.translate(read)
+	if r := iptables.Diff(read, want); !r.Empty() {
+		k.have = read
+		return fmt.Errorf("%s rules differ in %d chains right after they were written; is another program writing them?", k.family, r.Chains())
+	}
+	k.have, k.confirm = want, false
+	return nil
+}
+
+func (k *keeper) verify(ctx context.Context) (*iptables.Restore, error) {
+	known := k.have
+	if known == nil {
+		return &iptables.Restore{}, nil
+	}
+	k.have = nil
+	read, err := k.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := iptables.Diff(read, known)
+	if r.Empty() {
+		k.have = known
+		return r, nil
+	}
+	// What looks like tampering may be a spelling that was not seen yet: the repair will tell.
+	k.confirm = true
+	return r, nil
+}
+
+// count counts the rules that the tables hold, when that is known.
+func (k *keeper) count() (filter, nat int) {
+	if k.have != nil && k.have != k.counted {
+		k.counted = k.have
+		k.rulesFilter, k.rulesNAT = countRules(&k.have.Filter), countRules(&k.have.NAT)
+	}
+	return k.rulesFilter, k.rulesNAT
+}
+
+func countRules(t *iptables.Table) int {
+	n := len(t.Jumps)
+	for _, c := range t.Chains {
+		n += strings.Count(c.Rules, "\n")
+	}
+	return n
+}

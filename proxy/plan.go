@@ -1,0 +1,204 @@
+package proxy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// planned is what Plan made of one Service: the memo that lets an unchanged Service be taken over.
+type planned struct {
+	service   *cluster.Service
+	ports     []*Port
+	notes     []cluster.Note
+	endpoints int
+}
+
+// Plan decides what this node does with the service traffic of one family. prev is a memo and nothing else: a Service
+// that kept its pointer keeps its Ports. The Notes say what was refused.
+func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table, []cluster.Note) {
+	node := s.Node(c.NodeName)
+	here := newLocality(c.NodeName, node)
+	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
+	t.services = make([]planned, 0, len(s.Services))
+	t.Ports = make([]*Port, 0, len(s.Services))
+	var memo []planned
+	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
+		memo = prev.services
+	}
+	var notes []cluster.Note
+	for _, svc := range s.Services {
+		for len(memo) > 0 && before(memo[0].service, svc) {
+			memo = memo[1:]
+		}
+		var p planned
+		if len(memo) > 0 && memo[0].service == svc {
+			p = memo[0]
+		} else {
+			p = planService(svc, f, here)
+		}
+		t.services = append(t.services, p)
+		t.Ports = append(t.Ports, p.ports...)
+		t.Endpoints += p.endpoints
+		notes = append(notes, p.notes...)
+	}
+	return t, append(notes, t.settle(prev)...)
+}
+
+func before(a, b *cluster.Service) bool {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
+}
+
+// locality tells which endpoints are, or may be, on this node.
+type locality struct {
+	node     string
+	podCIDRs []netip.Prefix
+	ips      []netip.Addr
+}
+
+func newLocality(name string, n *cluster.Node) locality {
+	if n == nil {
+		return locality{node: name}
+	}
+	return locality{node: name, podCIDRs: n.PodCIDRs, ips: n.InternalIPs}
+}
+
+func (t *Table) sameLocality(l locality) bool {
+	return t.here.node == l.node && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
+}
+
+// has errs towards yes: an endpoint without node name (a slice written by hand) may be here, and one whose slice
+// names another node but whose address is ours surely is.
+func (l locality) has(e *cluster.Endpoint) bool {
+	if e.NodeName == "" || e.NodeName == l.node || slices.Contains(l.ips, e.Addr) {
+		return true
+	}
+	for _, p := range l.podCIDRs {
+		if p.Contains(e.Addr) {
+			return true
+		}
+	}
+	return false
+}
+
+func planService(svc *cluster.Service, f cluster.Family, here locality) planned {
+	p := planned{service: svc}
+	vip := svc.ClusterIP(f)
+	if !vip.IsValid() {
+		return p
+	}
+	p.notes = unsupported(svc, f)
+	type key struct {
+		name     string
+		protocol cluster.Protocol
+	}
+	seen := map[key]bool{}
+	for _, sp := range svc.Ports {
+		// The API allows one port of a name; only a hand-written file can have two, which would share a chain.
+		if k := (key{sp.Name, sp.Protocol}); seen[k] {
+			p.notes = append(p.notes, cluster.Note{Object: svc.Ref(), Reason: cluster.ReasonInvalidField,
+				Detail: fmt.Sprintf("spec.ports has two %s ports named %q; the first is used, give the other a name of its own", sp.Protocol, sp.Name)})
+			continue
+		} else {
+			seen[k] = true
+		}
+		port := &Port{
+			Name:      PortName{svc.Namespace, svc.Name, sp.Name},
+			Service:   svc,
+			Protocol:  sp.Protocol,
+			ClusterIP: vip,
+			Port:      sp.Port,
+			NodePort:  sp.NodePort,
+		}
+		known := collect(svc, sp, f)
+		p.endpoints += len(known)
+		port.Backends = usable(known, here)
+		p.ports = append(p.ports, port)
+	}
+	return p
+}
+
+// unsupported names what a Service asks for and this version does not do.
+func unsupported(svc *cluster.Service, f cluster.Family) (notes []cluster.Note) {
+	add := func(format string, args ...any) {
+		notes = append(notes, cluster.Note{Object: svc.Ref(), Reason: cluster.ReasonNotSupported, Detail: fmt.Sprintf(format, args...)})
+	}
+	if svc.Affinity != 0 {
+		add("sessionAffinity ClientIP is not supported; connections are spread over all endpoints")
+	}
+	if svc.InternalTrafficPolicy == cluster.PolicyLocal {
+		add("internalTrafficPolicy Local is not supported; it is treated as Cluster")
+	}
+	if svc.ExternalTrafficPolicy == cluster.PolicyLocal {
+		add("externalTrafficPolicy Local is not supported; it is treated as Cluster")
+	}
+	for _, a := range svc.ExternalIPs {
+		if cluster.FamilyOf(a) == f {
+			add("external IP %s is not supported; it is not served", a)
+		}
+	}
+	for _, a := range svc.LoadBalancerIPs {
+		if cluster.FamilyOf(a) == f {
+			add("load balancer IP %s is not supported; it is not served", a)
+		}
+	}
+	return notes
+}
+
+// collect merges the slices of a service port: an endpoint is one address and port, however many slices name it.
+func collect(svc *cluster.Service, sp cluster.ServicePort, f cluster.Family) map[netip.AddrPort]*cluster.Endpoint {
+	all := map[netip.AddrPort]*cluster.Endpoint{}
+	for _, slice := range svc.Slices {
+		if slice.Family != f {
+			continue
+		}
+		for _, ep := range slice.Ports {
+			if ep.Name != sp.Name || ep.Protocol != sp.Protocol {
+				continue
+			}
+			for i := range slice.Endpoints {
+				e := &slice.Endpoints[i]
+				at := netip.AddrPortFrom(e.Addr, ep.Port)
+				if old := all[at]; old == nil || better(e, old) {
+					all[at] = e
+				}
+			}
+		}
+	}
+	return all
+}
+
+// better tells which of two entries for one address and port to believe. While a pod moves from one slice to
+// another, both name it for a moment; the entry that lets it have traffic is the newer one. (kube-proxy prefers the
+// entry that is not terminating, and is undecided between two such.)
+func better(e, old *cluster.Endpoint) bool {
+	if e.Terminating != old.Terminating {
+		return old.Terminating
+	}
+	if e.Ready != old.Ready {
+		return e.Ready
+	}
+	return e.Serving && !old.Serving
+}
+
+// usable picks the endpoints that get traffic: the ready ones or, when there are none at all, those which are
+// shutting down and still serve (KEP-1669).
+func usable(known map[netip.AddrPort]*cluster.Endpoint, here locality) []Backend {
+	pick := func(ok func(*cluster.Endpoint) bool) (picked []Backend) {
+		for at, e := range known {
+			if ok(e) {
+				picked = append(picked, Backend{Addr: at, Local: here.has(e)})
+			}
+		}
+		return picked
+	}
+	backends := pick(func(e *cluster.Endpoint) bool { return e.Ready })
+	if len(backends) == 0 {
+		backends = pick(func(e *cluster.Endpoint) bool { return e.Serving && e.Terminating })
+	}
+	slices.SortFunc(backends, func(a, b Backend) int { return cmp.Compare(a.Addr.String(), b.Addr.String()) })
+	return backends
+}

@@ -1,0 +1,156 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A Table is what one node does with the service traffic of one address family.
+type Table struct {
+	Family cluster.Family
+	// Ports are the service ports that this family serves, in the order of their Services and spec.ports. A port
+	// whose inputs did not change keeps its pointer from one Table to the next.
+	Ports []*Port
+	// Endpoints is the number of endpoints known to the ports, whatever their conditions; kube-proxy's measure of a
+	// large cluster.
+	Endpoints int
+	// Local tells traffic of this node's (or cluster's) pods from other traffic.
+	Local LocalTraffic
+	// MasqueradeAll replaces the source of everything sent to a cluster IP.
+	MasqueradeAll bool
+
+	// ByClusterIP and ByNodePort hold the ports that have one, in the order of address (or none), protocol and
+	// number: what a dispatcher wants.
+	ByClusterIP, ByNodePort []*Port
+
+	// What follows is the memo for the next Plan.
+	config   Config
+	here     locality
+	services []planned
+	claims   [2][]*Port
+}
+
+// Without returns the Table without the ports of the given Services: what is left when they are quarantined.
+func (t *Table) Without(refused map[cluster.Ref]bool) *Table {
+	if len(refused) == 0 {
+		return t
+	}
+	left := func(ports []*Port) []*Port {
+		return slices.DeleteFunc(slices.Clone(ports), func(p *Port) bool { return refused[p.Service.Ref()] })
+	}
+	rest := *t
+	rest.Ports, rest.ByClusterIP, rest.ByNodePort = left(t.Ports), left(t.ByClusterIP), left(t.ByNodePort)
+	return &rest
+}
+
+// A Port is what happens to the traffic of one service port.
+type Port struct {
+	// Name is the port's full name, which names its chains and stands in its comments.
+	Name PortName
+	// Service is the Service that the port belongs to.
+	Service  *cluster.Service
+	Protocol cluster.Protocol
+	// ClusterIP and Port are the port's internal address; ClusterIP is the zero Addr when an older Service holds it.
+	ClusterIP netip.Addr
+	Port      uint16
+	// NodePort is the port's number on every address of the node, 0 when there is none.
+	NodePort uint16
+	// Backends are the endpoints that share the traffic evenly, ordered by the text of address and port as
+	// kube-proxy's rules are. With none, traffic is rejected.
+	Backends []Backend
+}
+
+// A PortName names a service port the way kube-proxy does.
+type PortName struct {
+	Namespace, Service, Port string
+}
+
+// String returns "namespace/service", or "namespace/service:port" for a port with a name.
+func (n PortName) String() string {
+	s := n.Namespace + "/" + n.Service
+	if n.Port != "" {
+		s += ":" + n.Port
+	}
+	return s
+}
+
+// A Backend is an endpoint that gets traffic.
+type Backend struct {
+	Addr netip.AddrPort
+	// Local is true when the endpoint is on this node, or may be: only such an endpoint can reach itself through
+	// its own Service here, and then needs its source replaced (hairpin).
+	Local bool
+}
+
+// LocalTraffic tells which sources are pods and so need no masquerading on the way to a cluster IP. The zero value
+// means that there is no telling: nothing is masqueraded for its source.
+type LocalTraffic struct {
+	// CIDR matches by source address.
+	CIDR netip.Prefix
+	// Interface matches by the interface that the packet came in on; used when CIDR is not valid. A trailing "+"
+	// matches every interface whose name begins so.
+	Interface string
+}
+
+// Known tells whether there is any way to tell.
+func (l LocalTraffic) Known() bool { return l.CIDR.IsValid() || l.Interface != "" }
+
+// A DetectMode is a way to tell pods' traffic from other traffic, named as in kube-proxy's detectLocalMode.
+type DetectMode string
+
+// The detect-local modes.
+const (
+	DetectClusterCIDR         DetectMode = "ClusterCIDR"
+	DetectNodeCIDR            DetectMode = "NodeCIDR"
+	DetectBridgeInterface     DetectMode = "BridgeInterface"
+	DetectInterfaceNamePrefix DetectMode = "InterfaceNamePrefix"
+)
+
+// A Config is what an operator sets about services.
+type Config struct {
+	// NodeName is the name of the node that the plan is for.
+	NodeName string
+	// Detect is the detect-local mode; empty means DetectClusterCIDR.
+	Detect DetectMode
+	// ClusterCIDRs are the pods' networks, at most one per family, for DetectClusterCIDR.
+	ClusterCIDRs [2]netip.Prefix
+	// Interface is the bridge's name or the prefix of interface names, for the modes that need one.
+	Interface string
+	// MasqueradeAll replaces the source of everything sent to a cluster IP.
+	MasqueradeAll bool
+}
+
+// PairOf sorts CIDRs by family into the form that Config.ClusterCIDRs has.
+func PairOf(cidrs []netip.Prefix) (pair [2]netip.Prefix) {
+	for _, c := range cidrs {
+		i := 0
+		if cluster.FamilyOf(c.Addr()) == cluster.IPv6 {
+			i = 1
+		}
+		if !pair[i].IsValid() {
+			pair[i] = c
+		}
+	}
+	return pair
+}
+
+func (c Config) localTraffic(f cluster.Family, node *cluster.Node) LocalTraffic {
+	switch c.Detect {
+	case DetectNodeCIDR:
+		if node == nil {
+			return LocalTraffic{}
+		}
+		return LocalTraffic{CIDR: node.PodCIDR(f)}
+	case DetectBridgeInterface:
+		return LocalTraffic{Interface: c.Interface}
+	case DetectInterfaceNamePrefix:
+		return LocalTraffic{Interface: strings.TrimSuffix(c.Interface, "+") + "+"}
+	}
+	if f == cluster.IPv6 {
+		return LocalTraffic{CIDR: c.ClusterCIDRs[1]}
+	}
+	return LocalTraffic{CIDR: c.ClusterCIDRs[0]}
+}

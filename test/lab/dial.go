@@ -1,0 +1,435 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// An Outcome is what became of an attempt to reach somebody.
+type Outcome uint8
+
+// The outcomes.
+const (
+	// OK: an answer came.
+	OK Outcome = iota
+	// Refused: ECONNREFUSED, from a TCP reset or an ICMP port unreachable.
+	Refused
+	// Timeout: nothing came within the time.
+	Timeout
+	// NoRoute: ENETUNREACH, there is no route here, or a router said so.
+	NoRoute
+	// Unreachable: EHOSTUNREACH, the neighbour does not answer, or a router said so.
+	Unreachable
+	// Denied: EPERM or EACCES. The node's own OUTPUT rules refuse a datagram with EPERM; EACCES is a "prohibited" from ICMP.
+	Denied
+	// Reset: the connection was made and then broken.
+	Reset
+	// Failed: anything else; Result.Err tells.
+	Failed
+)
+
+var outcomeNames = [...]string{"ok", "refused", "timeout", "no route", "unreachable", "denied", "reset", "failed"}
+
+// String returns the outcome in lower-case words.
+func (o Outcome) String() string {
+	if int(o) < len(outcomeNames) {
+		return outcomeNames[o]
+	}
+	return fmt.Sprintf("outcome %d", o)
+}
+
+// classify turns an error of a socket into an Outcome.
+func classify(err error) Outcome {
+	switch {
+	case err == nil:
+		return OK
+	case errors.Is(err, unix.ECONNREFUSED):
+		return Refused
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
+		return Timeout
+	case errors.Is(err, unix.ENETUNREACH):
+		return NoRoute
+	case errors.Is(err, unix.EHOSTUNREACH):
+		return Unreachable
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return Denied
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE), errors.Is(err, io.EOF):
+		return Reset
+	}
+	return Failed
+}
+
+// A Dial says whom to reach, and how.
+type Dial struct {
+	Proto Proto
+	To    netip.AddrPort
+	// From is the local address and port; the kernel chooses what is zero of it.
+	From netip.AddrPort
+	// Timeout bounds the attempt, connection and answer together; one second when zero.
+	Timeout time.Duration
+	// Payload is what a datagram contains and the server repeats; "?" when empty. TCP does not use it.
+	Payload string
+}
+
+func (d Dial) timeout() time.Duration {
+	if d.Timeout == 0 {
+		return time.Second
+	}
+	return d.Timeout
+}
+
+// A Result is what became of a Dial.
+type Result struct {
+	Outcome Outcome
+	// Name is who answered, Seen the source address and port that the server saw. Both are zero without an answer.
+	Name string
+	Seen netip.AddrPort
+	// Local is the client's own end, the zero AddrPort when it never had one.
+	Local netip.AddrPort
+	// Elapsed is the time until the answer or the error.
+	Elapsed time.Duration
+	// Err is the error of an Outcome other than OK, with what was tried.
+	Err error
+}
+
+// String returns the result as one line for a test's log.
+func (r Result) String() string {
+	if r.Outcome == OK {
+		return fmt.Sprintf("%s saw %s (from %s, %v)", r.Name, r.Seen, r.Local, r.Elapsed.Round(time.Microsecond))
+	}
+	return fmt.Sprintf("%s after %v: %v", r.Outcome, r.Elapsed.Round(time.Millisecond), r.Err)
+}
+
+// Ask makes one connection, or sends one datagram, and waits for the answer. The connection is reset afterwards, so it
+// leaves no TIME_WAIT behind, and any number of them can follow each other.
+func (ns *Namespace) Ask(d Dial) Result {
+	c, r := ns.dial(d)
+	if c != nil {
+		c.file.Close()
+	}
+	return r
+}
+
+// Open is Ask, but keeps the connection open. The Conn is nil unless the Outcome is OK. Close of the Lab closes it too.
+func (ns *Namespace) Open(d Dial) (*Conn, Result) {
+	c, r := ns.dial(d)
+	if r.Outcome != OK {
+		if c != nil {
+			c.file.Close()
+		}
+		return nil, r
+	}
+	if err := ns.lab.track(c); err != nil {
+		c.file.Close()
+		return nil, Result{Outcome: Failed, Err: err}
+	}
+	return c, r
+}
+
+// dial connects and takes the first answer. The Conn is not nil when there is a socket to close.
+func (ns *Namespace) dial(d Dial) (*Conn, Result) {
+	start := time.Now()
+	c, err := ns.connect(d, start.Add(d.timeout()))
+	var r Result
+	if err == nil {
+		r.Name, r.Seen, err = c.greeting(d)
+	}
+	if c != nil {
+		r.Local = c.local()
+	}
+	r.Elapsed = time.Since(start)
+	if err != nil {
+		r.Outcome = classify(err)
+		r.Err = fmt.Errorf("%s: %s %s: %w", ns.name, d.Proto, d.To, err)
+	}
+	return c, r
+}
+
+// connect makes a socket in the namespace and connects it. The Conn is not nil when there is a socket to close.
+func (ns *Namespace) connect(d Dial, deadline time.Time) (*Conn, error) {
+	fd, err := ns.socket(d.Proto, d.To.Addr())
+	if err != nil {
+		return nil, err
+	}
+	err = bindLocal(fd, d)
+	c := &Conn{file: os.NewFile(uintptr(fd), d.Proto.String()), lab: ns.lab, proto: d.Proto, to: d.To}
+	if err != nil {
+		return c, err
+	}
+	if err := c.file.SetDeadline(deadline); err != nil {
+		return c, err
+	}
+	return c, c.connect()
+}
+
+// bindLocal gives a socket its local end and its manner of closing.
+func bindLocal(fd int, d Dial) error {
+	if d.Proto == TCP {
+		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			return err
+		}
+	}
+	from := d.From
+	if !from.Addr().IsValid() && from.Port() == 0 {
+		return nil
+	}
+	if !from.Addr().IsValid() {
+		any := netip.IPv4Unspecified()
+		if d.To.Addr().Is6() {
+			any = netip.IPv6Unspecified()
+		}
+		from = netip.AddrPortFrom(any, from.Port())
+	}
+	option, level := unix.SO_REUSEADDR, unix.SOL_SOCKET
+	if from.Port() == 0 {
+		// The port is chosen at connect, where ports in use toward other peers are free.
+		option, level = unix.IP_BIND_ADDRESS_NO_PORT, unix.IPPROTO_IP
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return err
+	}
+	return unix.Bind(fd, sockaddr(from))
+}
+
+// socket makes a non-blocking socket in the namespace, of the family of an address.
+func (ns *Namespace) socket(proto Proto, like netip.Addr) (int, error) {
+	domain, kind := unix.AF_INET, unix.SOCK_STREAM
+	if like.Is6() {
+		domain = unix.AF_INET6
+	}
+	if proto == UDP {
+		kind = unix.SOCK_DGRAM
+	}
+	fd := -1
+	err := ns.Do(func() (err error) {
+		fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto))
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("make a %s socket: %w", proto, err)
+	}
+	return fd, nil
+}
+
+// A Conn is an open connection to a Server, or a connected UDP socket. It is a net.Conn.
+type Conn struct {
+	file  *os.File
+	lab   *Lab
+	proto Proto
+	to    netip.AddrPort
+}
+
+var _ net.Conn = (*Conn)(nil)
+
+// connect connects the socket. Asking connect again is how Linux tells of one that was in progress.
+func (c *Conn) connect() error {
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		result = unix.Connect(int(fd), sockaddr(c.to))
+		switch {
+		case errors.Is(result, unix.EINPROGRESS), errors.Is(result, unix.EALREADY), errors.Is(result, unix.EINTR):
+			return false
+		case errors.Is(result, unix.EISCONN):
+			result = nil
+		}
+		return true
+	})
+	return errors.Join(err, result)
+}
+
+// greeting takes the server's first answer; for a datagram, after sending one.
+func (c *Conn) greeting(d Dial) (string, netip.AddrPort, error) {
+	if c.proto == UDP {
+		payload := d.Payload
+		if payload == "" {
+			payload = "?"
+		}
+		if _, err := c.file.Write([]byte(payload)); err != nil {
+			return "", netip.AddrPort{}, err
+		}
+	}
+	line, err := c.readLine()
+	if err != nil {
+		return "", netip.AddrPort{}, err
+	}
+	return parseAnswer(line)
+}
+
+// parseAnswer takes "NAME SOURCE" or "NAME SOURCE CONTENT" apart.
+func parseAnswer(line string) (string, netip.AddrPort, error) {
+	name, rest, _ := strings.Cut(line, " ")
+	source, _, _ := strings.Cut(rest, " ")
+	seen, err := netip.ParseAddrPort(source)
+	if err != nil {
+		return "", netip.AddrPort{}, fmt.Errorf("an answer that no lab server gives: %q", line)
+	}
+	return name, seen, nil
+}
+
+// readLine reads to the end of a line, or one datagram.
+func (c *Conn) readLine() (string, error) {
+	buf := make([]byte, 2048)
+	n := 0
+	for n < len(buf) {
+		got, err := c.file.Read(buf[n:])
+		n += got
+		if got > 0 && (c.proto == UDP || buf[n-1] == '\n') {
+			break
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return strings.TrimSuffix(string(buf[:n]), "\n"), nil
+}
+
+// Ask sends a line to the server and takes the answer: over TCP the line itself, over UDP "NAME SOURCE LINE". It tells
+// whether an old connection still works. Classify the error with OutcomeOf.
+func (c *Conn) Ask(line string, timeout time.Duration) (string, error) {
+	if err := c.file.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return "", err
+	}
+	text := line
+	if c.proto == TCP {
+		text += "\n"
+	}
+	if _, err := c.file.Write([]byte(text)); err != nil {
+		return "", err
+	}
+	return c.readLine()
+}
+
+// OutcomeOf tells the Outcome that an error of a Conn stands for.
+func OutcomeOf(err error) Outcome { return classify(err) }
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) { return c.file.Read(p) }
+
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) { return c.file.Write(p) }
+
+// Close closes the connection with a reset.
+func (c *Conn) Close() error {
+	c.lab.untrack(c)
+	return c.file.Close()
+}
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.netAddr(c.local()) }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return c.netAddr(c.to) }
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.file.SetReadDeadline(t) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
+
+func (c *Conn) netAddr(a netip.AddrPort) net.Addr {
+	if c.proto == UDP {
+		return net.UDPAddrFromAddrPort(a)
+	}
+	return net.TCPAddrFromAddrPort(a)
+}
+
+// local is the socket's own end; the zero AddrPort when it cannot be told.
+func (c *Conn) local() netip.AddrPort {
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	var out netip.AddrPort
+	// A closed file has no local end, which the zero value says.
+	_ = raw.Control(func(fd uintptr) {
+		sa, err := unix.Getsockname(int(fd))
+		if err == nil {
+			out = addrPort(sa)
+		}
+	})
+	return out
+}
+
+// Spread asks n times, one after the other, and counts the answers by name. An attempt without an answer counts under its
+// Outcome's name in angle brackets, "<refused>".
+func (ns *Namespace) Spread(d Dial, n int) map[string]int {
+	out := map[string]int{}
+	for range n {
+		if r := ns.Ask(d); r.Outcome == OK {
+			out[r.Name]++
+		} else {
+			out["<"+r.Outcome.String()+">"]++
+		}
+	}
+	return out
+}
+
+// Get asks for a URL with an address for a host, from inside the namespace, and returns the status and the body. A
+// timeout of zero is one second.
+func (ns *Namespace) Get(url string, timeout time.Duration) (int, string, error) {
+	d := Dial{Proto: TCP, Timeout: timeout}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return nil, err
+			}
+			d := d
+			d.To = to
+			c, err := ns.connect(d, time.Now().Add(d.timeout()))
+			if err != nil && c != nil {
+				c.file.Close()
+			}
+			if err != nil {
+				return nil, err
+			}
+			return c, nil
+		},
+	}
+	client := http.Client{Transport: transport, Timeout: d.timeout()}
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, "", fmt.Errorf("%s: %w", ns.name, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, "", fmt.Errorf("%s: read %s: %w", ns.name, url, err)
+	}
+	return resp.StatusCode, string(body), nil
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}

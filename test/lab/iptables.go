@@ -1,0 +1,68 @@
+package lab
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A Backend is one of the two kinds of iptables; its text is what --iptables-backend takes.
+type Backend string
+
+// The backends.
+const (
+	Legacy Backend = "legacy"
+	NFT    Backend = "nft"
+)
+
+// Backends lists both, to run a test over.
+var Backends = []Backend{Legacy, NFT}
+
+// Binary returns the name of a tool of a backend and family: Binary(NFT, IPv6, "-save") is "ip6tables-nft-save". The
+// tool is "", "-save" or "-restore".
+func Binary(b Backend, f cluster.Family, tool string) string {
+	name := "iptables-"
+	if f == cluster.IPv6 {
+		name = "ip6tables-"
+	}
+	return name + string(b) + tool
+}
+
+var policyCounters = regexp.MustCompile(`(?m)^(:\S+ \S+) \[\d+:\d+\]$`)
+
+// Save returns what iptables-save prints of a table, or of all tables that exist when the name is empty, without comment
+// lines and with all counters zero, so that two texts of the same rules are equal.
+func (ns *Namespace) Save(b Backend, f cluster.Family, table string) (string, error) {
+	var args []string
+	if table != "" {
+		args = []string{"-t", table}
+	}
+	out, err := ns.Run(Binary(b, f, "-save"), args...)
+	if err != nil {
+		return "", err
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(out) {
+		if !strings.HasPrefix(line, "#") {
+			kept.WriteString(line)
+		}
+	}
+	return policyCounters.ReplaceAllString(kept.String(), "$1 [0:0]"), nil
+}
+
+// Restore loads text as iptables-restore takes it; with --noflush, chains that it does not name stay.
+func (ns *Namespace) Restore(b Backend, f cluster.Family, text string, noflush bool) error {
+	var args []string
+	if noflush {
+		args = append(args, "--noflush")
+	}
+	if b == Legacy {
+		args = append(args, "-w", "5")
+	}
+	if _, err := ns.RunInput(text, Binary(b, f, "-restore"), args...); err != nil {
+		return fmt.Errorf("load rules: %w", err)
+	}
+	return nil
+}

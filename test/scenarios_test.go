@@ -1,0 +1,167 @@
+package test
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/tools/txtar"
+
+	"github.com/fairway-net/fairway/agent"
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/source/file"
+)
+
+var update = flag.Bool("update", false, "rewrite the expectations of the scenarios; the diff is the review")
+
+// A scenario is a cluster and what an agent makes of it.
+type scenario struct {
+	name    string
+	path    string
+	archive *txtar.Archive
+}
+
+// inputs are the files of a scenario that are not expectations.
+var inputs = []string{"flags", "cluster.yaml"}
+
+func scenarios(t *testing.T) (all []scenario) {
+	t.Helper()
+	paths, err := filepath.Glob("scenarios/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, p := range paths {
+		a, err := txtar.ParseFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, scenario{strings.TrimSuffix(filepath.Base(p), ".txtar"), p, a})
+	}
+	return all
+}
+
+func (s scenario) file(name string) string {
+	for _, f := range s.archive.Files {
+		if f.Name == name {
+			return string(f.Data)
+		}
+	}
+	return ""
+}
+
+// load returns the scenario's cluster and configuration.
+func (s scenario) load(t *testing.T) (*cluster.Snapshot, agent.Config) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "cluster.yaml")
+	if err := os.WriteFile(path, []byte(s.file("cluster.yaml")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := file.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	configuration := agent.AgentConfiguration{}
+	for _, f := range strings.Fields(s.file("flags")) {
+		name, value, _ := strings.Cut(f, "=")
+		switch name {
+		case "--node-name":
+			configuration.NodeName = value
+		case "--cluster-cidrs":
+			configuration.ClusterCIDRs = strings.Split(value, ",")
+		case "--service-cidrs":
+			configuration.ServiceCIDRs = strings.Split(value, ",")
+		case "--detect-local-mode":
+			configuration.DetectLocal.Mode = value
+		case "--pod-bridge-interface":
+			configuration.DetectLocal.BridgeInterface = value
+		case "--pod-interface-name-prefix":
+			configuration.DetectLocal.InterfaceNamePrefix = value
+		case "--masquerade-all":
+			configuration.MasqueradeAll = true
+		default:
+			t.Fatalf("scenario %s: unknown flag %s", s.name, f)
+		}
+	}
+	config, err := configuration.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snapshot, config
+}
+
+// expectations renders a plan in the files of a scenario: what is empty has none.
+func expectations(p *agent.Plan) []txtar.File {
+	var files []txtar.File
+	add := func(name, text string) {
+		if text != "" {
+			files = append(files, txtar.File{Name: name, Data: []byte(text)})
+		}
+	}
+	add("routes", p.Routes.Lines())
+	for _, s := range p.Services {
+		if len(s.Table.Ports) > 0 {
+			add("rules-"+s.Family.String(), s.Rules.String())
+		}
+	}
+	var notes strings.Builder
+	for _, n := range p.Notes {
+		notes.WriteString(n.String() + "\n")
+	}
+	add("notes", notes.String())
+	return files
+}
+
+func TestScenarios(t *testing.T) {
+	for _, s := range scenarios(t) {
+		t.Run(s.name, func(t *testing.T) {
+			snapshot, config := s.load(t)
+			got := expectations(agent.MakePlan(snapshot, config, agent.Offline, nil))
+			if *update {
+				a := &txtar.Archive{Comment: s.archive.Comment}
+				for _, f := range s.archive.Files {
+					if slices.Contains(inputs, f.Name) {
+						a.Files = append(a.Files, f)
+					}
+				}
+				a.Files = append(a.Files, got...)
+				if err := os.WriteFile(s.path, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			var want []txtar.File
+			for _, f := range s.archive.Files {
+				if !slices.Contains(inputs, f.Name) {
+					want = append(want, f)
+				}
+			}
+			compareFiles(t, got, want)
+		})
+	}
+}
+
+func compareFiles(t *testing.T, got, want []txtar.File) {
+	t.Helper()
+	text := func(files []txtar.File, name string) ([]byte, bool) {
+		for _, f := range files {
+			if f.Name == name {
+				return f.Data, true
+			}
+		}
+		return nil, false
+	}
+	for _, f := range got {
+		if w, ok := text(want, f.Name); !ok || !bytes.Equal(f.Data, w) {
+			t.Errorf("%s is\n%s\nexpected\n%s", f.Name, f.Data, w)
+		}
+	}
+	for _, f := range want {
+		if _, ok := text(got, f.Name); !ok {
+			t.Errorf("%s is missing, expected\n%s", f.Name, f.Data)
+		}
+	}
+}
