@@ -16,12 +16,15 @@ type Reporter interface {
 
 // A loop makes Plans and hands them to the Parts.
 type loop struct {
-	config   Config
-	facts    Facts
-	runners  []*runner
-	status   *status
-	metrics  *metrics
-	reporter Reporter
+	config  Config
+	facts   Facts
+	runners []*runner
+	status  *status
+	metrics *metrics
+
+	// reporting guards reporter, which every Part's outcome leads to.
+	reporting sync.Mutex
+	reporter  Reporter
 
 	// mu guards the inputs; wake says that they changed.
 	mu       sync.Mutex
@@ -128,5 +131,7 @@ func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 // done is told every outcome of every Part.
 func (l *loop) done(o outcome) {
 	l.metrics.done(o)
+	l.reporting.Lock()
+	defer l.reporting.Unlock()
 	l.reporter.Report(l.status.done(o))
 }

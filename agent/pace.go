@@ -14,7 +14,7 @@ type pace struct {
 	retryMin, retryMax time.Duration
 
 	next  time.Time // no run before
-	retry time.Time // a run then, because the last one failed; zero when it did not
+	retry time.Time // a run then, because the last one failed or asked for it; zero when it did not
 	delay time.Duration
 }
 
@@ -27,7 +27,7 @@ const (
 // wait returns how long a run that is due at now has to wait.
 func (p *pace) wait(now time.Time) time.Duration { return max(0, p.next.Sub(now)) }
 
-// retryIn returns how long after now the failed run is due again; ok is false when the last run did not fail.
+// retryIn returns how long after now a run is due that the last one calls for; ok is false when it calls for none.
 func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
 	if p.retry.IsZero() {
 		return 0, false
@@ -35,13 +35,16 @@ func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
 	return max(0, p.retry.Sub(now)), true
 }
 
-// ran records a run: when it began and ended, whether it wrote anything, and whether it failed.
-func (p *pace) ran(start, end time.Time, wrote, failed bool) {
-	if wrote || failed {
+// ran records a run: when it began and ended, what it reported, and whether it failed.
+func (p *pace) ran(start, end time.Time, r Report, failed bool) {
+	if r.Wrote || failed {
 		p.next = start.Add(max(p.interval, time.Duration(p.share)*end.Sub(start)))
 	}
 	if !failed {
 		p.retry, p.delay = time.Time{}, 0
+		if r.Retry > 0 {
+			p.retry = end.Add(r.Retry)
+		}
 		return
 	}
 	p.delay = min(max(2*p.delay, p.retryMin), p.retryMax)

@@ -27,6 +27,8 @@ type Report struct {
 	Drift int
 	// Notes tell what the kernel, or what is in it, stood against.
 	Notes []cluster.Note
+	// Retry is when to try again what the kernel stood against; 0 for never.
+	Retry time.Duration
 }
 
 // auditEvery is how often a Part reads everything back although nothing seems to have changed.
@@ -118,7 +120,7 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
-	r.pace.ran(o.start, o.end, o.report.Wrote, o.err != nil)
+	r.pace.ran(o.start, o.end, o.report, o.err != nil)
 	if ctx.Err() != nil {
 		return
 	}

@@ -62,3 +62,21 @@ type rulesPart struct {
 }
 
 func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }
+
+func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
+	if reread {
+		p.rules.Invalidate()
+	}
+	s := plan.Services[p.index]
+	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
+	var report Report
+	for _, r := range done {
+		report.Wrote = report.Wrote || r.Written
+		report.Notes = append(report.Notes, r.Quarantined...)
+		report.Retry = r.Retry
+		if reread {
+			report.Drift += r.Chains
+		}
+	}
+	return report, err
+}

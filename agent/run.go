@@ -1,2 +1,212 @@
 package agent
-type Options struct { Config Config; Kubeconfig, ClusterDir, Version string }
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/report"
+	"github.com/fairway-net/fairway/agent/source"
+	"github.com/fairway-net/fairway/agent/source/file"
+	"github.com/fairway-net/fairway/agent/source/kube"
+	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/rtnl"
+)
+
+// Options are what an agent is started with.
+type Options struct {
+	Config Config
+	// Kubeconfig and ClusterDir say where the cluster is read from: the API that a kubeconfig file names, or a folder
+	// of manifests, or, when both are empty, the API of the cluster that the agent runs in.
+	Kubeconfig, ClusterDir string
+	// Version is shown in the log and in metrics.
+	Version string
+}
+
+// Run runs an agent until the context ends, and then returns nil. Routes and rules stay in the kernel. An error means
+// that the agent could not start: an address in use, no way to the API's configuration, or neither family's iptables
+// usable (netfilter.ErrNoBackend).
+func Run(ctx context.Context, o Options) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
+	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
+	if err != nil {
+		return err
+	}
+	announceBackend(backend)
+	conn, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
+	facts, err := learn(backend)
+	if err != nil {
+		return err
+	}
+	for i, f := range cluster.Families {
+		if backend.Missing[f] != "" {
+			continue
+		}
+		part := &rulesPart{index: i, rules: netfilter.NewRules(backend)}
+		parts = append(parts, part)
+		have, err := backend.Read(ctx, f)
+		if err != nil {
+			return err
+		}
+		facts.Large[i] = have.Large
+	}
+	w, err := o.open()
+	if err != nil {
+		return err
+	}
+	s := newStatus(parts)
+	m := newMetrics(s, o.Version)
+	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	healthServer, err := listen(ctx, "health", o.Config.HealthzBindAddress, healthHandler(s, m, time.Now))
+	if err != nil {
+		return err
+	}
+	metricsServer, err := listen(ctx, "metrics", o.Config.MetricsBindAddress, metricsHandler(m))
+	if err != nil {
+		return err
+	}
+	w.reporter.Event(cluster.Ref{Kind: "Node", Name: o.Config.NodeName}, "Normal", "Starting", "fairway "+o.Version+" is starting")
+	return together(ctx, cancel,
+		healthServer.run,
+		metricsServer.run,
+		w.reporter.Run,
+		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
+		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { l.run(ctx); return nil })
+}
+
+// together runs tasks until the context ends or one of them fails; then it ends the others and waits for them.
+func together(ctx context.Context, cancel context.CancelFunc, tasks ...func(context.Context) error) error {
+	errs := make([]error, len(tasks))
+	var wg sync.WaitGroup
+	for i, task := range tasks {
+		wg.Go(func() {
+			defer cancel()
+			errs[i] = task(ctx)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func announceBackend(b *netfilter.Backend) {
+	klog.InfoS("Using iptables", "backend", b.Name, "version", b.Version, "why", b.Why)
+	for f, reason := range b.Missing {
+		klog.InfoS("An address family is left out, the other is served", "family", f, "reason", reason)
+	}
+	for _, w := range b.Warnings {
+		klog.InfoS("Warning", "detail", w)
+	}
+}
+
+// learn finds out what a Plan has to know of this machine.
+func learn(b *netfilter.Backend) (Facts, error) {
+	liberal, err := netfilter.TCPLiberal()
+	if err != nil {
+		return Facts{}, err
+	}
+	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal}, nil
+}
+
+// A world is where the cluster is read from, and where what the agent has to say about objects goes.
+type world struct {
+	source   source.Source
+	reporter interface {
+		Reporter
+		Run(context.Context) error
+		Event(about cluster.Ref, eventType, reason, message string)
+	}
+}
+
+func (o Options) open() (world, error) {
+	if o.ClusterDir != "" {
+		return world{&file.Source{Dir: o.ClusterDir, OnError: folderError(o.ClusterDir)}, report.Discard{}}, nil
+	}
+	client, err := kube.Connect(kube.Options{Kubeconfig: o.Kubeconfig, Version: o.Version})
+	if err != nil {
+		return world{}, err
+	}
+	return world{kube.New(client), report.New(client, o.Config.NodeName)}, nil
+}
+
+func folderError(dir string) func(error) {
+	return func(err error) {
+		if err != nil {
+			klog.ErrorS(err, "The folder of manifests can't be used, its last good state stays", "dir", dir)
+			return
+		}
+		klog.InfoS("The folder of manifests is good again", "dir", dir)
+	}
+}
+
+// retryWatch is the pause before a failed watch on the kernel is tried again.
+const retryWatch = time.Second
+
+// watchHost follows what others change on this machine: links and addresses, which lead to a new Plan, and routes of
+// ours, which are put back.
+func watchHost(ctx context.Context, conn *rtnl.Conn, l *loop) error {
+	w := hostWatcher{conn: conn, loop: l}
+	for ctx.Err() == nil {
+		err := conn.Watch(ctx, func(e rtnl.Event) { w.changed(ctx, e) })
+		if err != nil && ctx.Err() == nil {
+			klog.ErrorS(err, "The watch on links and routes broke, it is set up again")
+			sleep(ctx, retryWatch)
+		}
+	}
+	return nil
+}
+
+// A hostWatcher turns the kernel's events into Hosts and kicks.
+type hostWatcher struct {
+	conn *rtnl.Conn
+	loop *loop
+	host *cluster.Host
+}
+
+func (w *hostWatcher) changed(ctx context.Context, e rtnl.Event) {
+	if e&(rtnl.HostChanged|rtnl.Overrun) != 0 {
+		h, err := w.conn.Host(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			klog.ErrorS(err, "Links and addresses can't be read, what was known of them stays")
+		case err == nil && !reflect.DeepEqual(h, w.host):
+			w.host = h
+			w.loop.setHost(h)
+		}
+	}
+	w.loop.kick(routesName)
+}
+
+// Cleanup removes every route and rule of ours, and says what it removed. It is safe to run twice and needs no API.
+func Cleanup(ctx context.Context, backend string, out io.Writer) error {
+	removed, routesErr := cleanRoutes(ctx)
+	fmt.Fprintf(out, "routes: %d removed\n", removed)
+	cleaned, rulesErr := netfilter.Cleanup(ctx, backend)
+	for _, c := range cleaned {
+		fmt.Fprintf(out, "iptables-%s %s: %d chains removed\n", c.Backend, c.Family, c.Chains)
+	}
+	return errors.Join(routesErr, rulesErr)
+}
+
+func cleanRoutes(ctx context.Context) (removed int, err error) {
+	conn, err := rtnl.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	return conn.Cleanup(ctx)
+}

@@ -122,9 +122,9 @@ func (p *planner) implausible(c *claim) string {
 	if c.prefix.Bits() == 0 {
 		return fmt.Sprintf("podCIDR %s is the whole address space; right would be a part of the cluster's pod range.", c.prefix)
 	}
-	if family := ofFamily(p.config.ClusterCIDRs, c.prefix); len(family) > 0 && !inside(family, c.prefix) {
-		return fmt.Sprintf("podCIDR %s is not inside the cluster's pod range %s; right would be a part of it.",
-			c.prefix, list(family))
+	f := familyIndex(c.prefix.Addr())
+	if pods := p.podRanges[f]; len(pods) > 0 && !inside(pods, c.prefix) {
+		return fmt.Sprintf("podCIDR %s is not inside the cluster's pod range %s; right would be a part of it.", c.prefix, list(pods))
 	}
 	for _, never := range neverPods {
 		if never.prefix.Overlaps(c.prefix) {
@@ -132,13 +132,12 @@ func (p *planner) implausible(c *claim) string {
 				c.prefix, never.what, never.prefix)
 		}
 	}
-	family := ofFamily(p.config.ServiceCIDRs, c.prefix)
-	for _, s := range family {
+	for _, s := range p.serviceRanges[f] {
 		if s.Overlaps(c.prefix) {
 			return fmt.Sprintf("podCIDR %s overlaps the service range %s; right would be a range outside it.", c.prefix, s)
 		}
 	}
-	if r := c.inside; len(family) == 0 && r.service != nil {
+	if r := c.inside; len(p.serviceRanges[f]) == 0 && r.service != nil {
 		return fmt.Sprintf("podCIDR %s covers the ClusterIP %s of %s; right would be a range outside the service range.",
 			c.prefix, r.serviceAddr, r.service.Ref())
 	}
@@ -278,15 +277,14 @@ func inside(ranges []netip.Prefix, p netip.Prefix) bool {
 	return false
 }
 
-// ofFamily returns those of the ranges that have the family of p.
-func ofFamily(ranges []netip.Prefix, p netip.Prefix) []netip.Prefix {
-	var family []netip.Prefix
+// byFamily sorts ranges into those of IPv4 and those of IPv6, see familyIndex.
+func byFamily(ranges []netip.Prefix) [2][]netip.Prefix {
+	var sorted [2][]netip.Prefix
 	for _, r := range ranges {
-		if r.Addr().Is4() == p.Addr().Is4() {
-			family = append(family, r)
-		}
+		f := familyIndex(r.Addr())
+		sorted[f] = append(sorted[f], r.Masked())
 	}
-	return family
+	return sorted
 }
 
 // list writes ranges for a note.

@@ -61,9 +61,10 @@ type claim struct {
 
 // A planner is the working state of one call of Plan.
 type planner struct {
-	config Config
-	snap   *cluster.Snapshot
-	own    *member // without a node while the API does not know this one
+	snap *cluster.Snapshot
+	own  *member // without a node while the API does not know this one
+
+	podRanges, serviceRanges [2][]netip.Prefix // what the operator says, by familyIndex
 
 	members []member // from the oldest to the youngest
 	claims  []claim  // in the order of members, each of which has a part of them
@@ -80,7 +81,8 @@ func newPlanner(s *cluster.Snapshot, c Config) *planner {
 		total += len(n.PodCIDRs)
 	}
 	p := &planner{
-		config: c, snap: s, own: &member{},
+		snap: s, own: &member{},
+		podRanges: byFamily(c.ClusterCIDRs), serviceRanges: byFamily(c.ServiceCIDRs),
 		members: make([]member, 0, len(s.Nodes)),
 		claims:  make([]claim, 0, total), // never grows, so members and rivals can point into it
 		ranges:  newPrefixMap[*rangeFacts](total),

@@ -412,7 +412,7 @@ func bigCluster(n, services int) (*cluster.Snapshot, Config) {
 		s.Services = append(s.Services, &cluster.Service{ClusterIPs: []netip.Addr{
 			netip.AddrFrom4([4]byte{10, 96, byte(i / 256), byte(i % 256)})}})
 	}
-	return s, Config{NodeName: "node-00000"}
+	return s, Config{NodeName: "node-00000", ClusterCIDRs: prefixes("11.0.0.0/8", "fd00:b::/32")}
 }
 
 func TestPlanOfABigCluster(t *testing.T) {

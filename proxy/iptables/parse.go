@@ -35,11 +35,11 @@ func Parse(f cluster.Family, save string) (*Ruleset, error) {
 
 // A parser is the state between two lines of iptables-save output.
 type parser struct {
-	inTable  bool
-	name     string
-	table    *Table // nil in a table that is not ours
-	owned    map[string]*chainText
-	builtins map[string]bool
+	inTable bool
+	name    string
+	table   *Table // nil in a table that is not ours
+	owned   map[string]*chainText
+	foreign map[string]bool
 }
 
 // chainText collects a chain's rules. iptables-save prints a chain's rules in one piece, so that is usually one
@@ -54,7 +54,7 @@ func (p *parser) line(r *Ruleset, line string) error {
 	case line == "" || line[0] == '#':
 		return nil
 	case line[0] == '*':
-		*p = parser{inTable: true, name: line[1:], table: r.Table(line[1:]), owned: map[string]*chainText{}, builtins: map[string]bool{}}
+		*p = parser{inTable: true, name: line[1:], table: r.Table(line[1:]), owned: map[string]*chainText{}, foreign: map[string]bool{}}
 		return nil
 	case !p.inTable:
 		return fmt.Errorf("%q stands outside of a table", line)
@@ -80,12 +80,14 @@ func (p *parser) declare(line string) error {
 	if !ok || name == "" {
 		return fmt.Errorf("chain %q has no policy", line)
 	}
-	if !strings.HasPrefix(policy, "-") {
-		p.builtins[name] = true
-	} else if Owned(p.name, name) {
+	switch {
+	case !strings.HasPrefix(policy, "-"): // a built-in chain
+	case Owned(p.name, name):
 		c := &chainText{chain: &Chain{Name: name}}
 		p.table.Chains = append(p.table.Chains, c.chain)
 		p.owned[name] = c
+	default:
+		p.foreign[name] = true
 	}
 	return nil
 }
@@ -101,7 +103,7 @@ func (p *parser) rule(line string) {
 	if !Owned(p.name, to) {
 		return
 	}
-	if p.builtins[name] {
+	if !p.foreign[name] {
 		p.table.Jumps = append(p.table.Jumps, Jump{From: name, Rule: line + "\n"})
 		return
 	}

@@ -34,6 +34,8 @@ type entry struct {
 type dispatcher struct {
 	// jump returns the match for a prefix of the key, with a space behind, and the name of the chain for it.
 	jump func(netip.Prefix) (match, chain string)
+	// memo are the chains of an earlier tree. An entry's rule depends on nothing but its port, so a list with the same
+	// ports has the same text.
 	memo map[string]*Chain
 	out  []*Chain
 }
@@ -41,7 +43,12 @@ type dispatcher struct {
 // build adds a chain of the dispatcher's tree and all below it. entries are ordered by key; the chain ends with tail,
 // rules after "-A CHAIN ".
 func (d *dispatcher) build(name string, entries []entry, tail ...string) {
+	if old := d.memo[name]; old != nil && len(tail) == 0 && old.lists(entries) {
+		d.out = append(d.out, old)
+		return
+	}
 	w := chainWriter{name: name}
+	w.grow(len(entries))
 	// Many ports of one address can't be divided any further.
 	if len(entries) <= flatRules || entries[0].key == entries[len(entries)-1].key {
 		for _, e := range entries {
@@ -141,11 +148,34 @@ func protocolOf(b byte) cluster.Protocol {
 	return 0
 }
 
+// lists tells whether the chain is the flat list of just these entries.
+func (c *Chain) lists(entries []entry) bool {
+	if len(c.ports) != len(entries) || len(entries) > flatRules {
+		return false
+	}
+	for i, e := range entries {
+		if c.ports[i] != e.port {
+			return false
+		}
+	}
+	return true
+}
+
 // A chainWriter writes the rules of one chain.
 type chainWriter struct {
 	name  string
 	rules strings.Builder
 	ports []*proxy.Port
+}
+
+// usualRule is about the length of a dispatching rule with its comment, in bytes.
+const usualRule = 200
+
+// grow makes room for a number of rules, up to those of a flat list.
+func (w *chainWriter) grow(rules int) {
+	rules = min(rules, flatRules)
+	w.rules.Grow(rules * usualRule)
+	w.ports = make([]*proxy.Port, 0, rules)
 }
 
 func (w *chainWriter) rule(r string, p *proxy.Port) {

@@ -161,20 +161,20 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 		return r, err
 	}
 	if k.confirm || len(k.spelled) > 0 {
-		return r, k.readBack(ctx, want)
+		return r, k.readBack(ctx, have, want)
 	}
 	k.have = want
 	return r, nil
 }
 
-// readBack compares what was just written with what the kernel shows. Rules that it shows in other words, as another
+// readBack compares what was just written, in place of what was had, with what the kernel shows. Rules that it shows in other words, as another
 // version of iptables does, are remembered in that form.
-func (k *keeper) readBack(ctx context.Context, want *iptables.Ruleset) error {
+func (k *keeper) readBack(ctx context.Context, had, want *iptables.Ruleset) error {
 	read, err := k.tables.Read(ctx, k.family)
 	if err != nil {
 		return err
 	}
-	k.spelled.learn(want, read)
+	k.spelled.learn(had, want, read)
 	read = k.spelled.translate(read)
 	if r := iptables.Diff(read, want); !r.Empty() {
 		k.have = read

@@ -1,6 +1,7 @@
 package netfilter
 
 import (
+	"maps"
 	"strings"
 
 	"github.com/fairway-net/fairway/proxy/iptables"
@@ -14,18 +15,27 @@ type spelled struct {
 	rendered, printed string
 }
 
-// learn remembers the chains that were printed differently right after they were written. A chain with another number
-// of rules is no matter of spelling.
-func (s spelling) learn(written, read *iptables.Ruleset) {
+// learn remembers the chains that turned up differently right after they were written in place of have. A chain with
+// another number of rules is no matter of spelling, and one that was not written has no excuse.
+func (s spelling) learn(have, written, read *iptables.Ruleset) {
+	maps.DeleteFunc(s, func(key [2]string, _ spelled) bool {
+		return iptables.Owned(key[0], key[1]) && written.Table(key[0]).Chain(key[1]) == nil
+	})
 	for _, name := range iptables.Tables {
-		w, p := written.Table(name), read.Table(name)
+		h, w, p := have.Table(name), written.Table(name), read.Table(name)
 		for _, c := range w.Chains {
+			if old := h.Chain(c.Name); old != nil && old.Rules == c.Rules {
+				continue
+			}
 			if printed := p.Chain(c.Name); printed != nil {
 				s.compare(name, c.Name, c.Rules, printed.Rules)
 			}
 		}
-		for from := range jumpsByChain(w) {
-			s.compare(name, from, jumpsByChain(w)[from], jumpsByChain(p)[from])
+		before, printed := jumpsByChain(h), jumpsByChain(p)
+		for from, rendered := range jumpsByChain(w) {
+			if before[from] != rendered {
+				s.compare(name, from, rendered, printed[from])
+			}
 		}
 	}
 }

@@ -51,15 +51,6 @@ func buildControlPlane(tb testing.TB) binaries {
 	}
 }
 
-// buildFairway builds the agent the way that the Dockerfile does, into a folder of the test's. It is static, so it
-// runs in any root file system.
-func buildFairway(tb testing.TB) string {
-	tb.Helper()
-	out := tb.TempDir()
-	goBuild(tb, repoDir(tb), out, []string{"CGO_ENABLED=0"}, "-trimpath", "./cmd/fairway")
-	return filepath.Join(out, "fairway")
-}
-
 // goBuild runs go build in a module's folder, with additions to the environment.
 func goBuild(tb testing.TB, dir, out string, env []string, args ...string) {
 	tb.Helper()

@@ -6,10 +6,13 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,7 +21,11 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) {
+	code := lab.Main(m)
+	os.RemoveAll(imageDir())
+	os.Exit(code)
+}
 
 // TestCluster is one story: each step goes on from where the one before ended, and the first that fails ends it.
 func TestCluster(t *testing.T) {
@@ -60,6 +67,18 @@ func (w *world) applyManifests(t *testing.T) {
 	w.daemonSet = ds
 	w.dryRun(t, manifests(t, "base"))
 	w.kubeadm = w.dryRun(t, manifests(t, "overlays", "kubeadm"))
+	help, err := exec.Command(w.fairway, "agent", "--help").CombinedOutput()
+	if err != nil {
+		t.Fatalf("fairway agent --help: %v: %s", err, help)
+	}
+	for _, ds := range []*appsv1.DaemonSet{w.daemonSet, w.kubeadm} {
+		for _, arg := range ds.Spec.Template.Spec.Containers[0].Args[1:] {
+			flag, _, _ := strings.Cut(arg, "=")
+			if !regexp.MustCompile(`(?m)^\s.*` + regexp.QuoteMeta(flag) + `\s`).Match(help) {
+				t.Errorf("the agent has no flag %s", flag)
+			}
+		}
+	}
 }
 
 func (w *world) startAgents(t *testing.T) {
@@ -203,7 +222,7 @@ func (w *world) refusePodCIDR(t *testing.T) {
 // nodeJoinsAndLeaves runs the third node's agent as on a kubeadm cluster: from the overlay, with the kubeconfig that
 // kubeadm wrote for kube-proxy. The agent is there before the Node.
 func (w *world) nodeJoinsAndLeaves(t *testing.T) {
-	w.createConfigMap(t, "kube-proxy", map[string]string{"kubeconfig.conf": w.kubeadmKubeconfig(t)})
+	w.createConfigMap(t, "kube-proxy", map[string]string{"kubeconfig.conf": w.kubeadmKubeconfig()})
 	w.hint(t, "node-c")
 	for _, c := range w.lab.Node("node-c").PodCIDRs {
 		if strings.Contains(w.routes(t, "node-a"), c.String()) {
@@ -268,7 +287,12 @@ func (w *world) restartAPIServer(t *testing.T) {
 	}
 	w.cp.apiserver.Kill()
 	for node := range w.agents {
-		eventually(t, "agent of "+node+" noticed", func() error { return w.logs.contains("agent of "+node, "API server") })
+		eventually(t, "agent of "+node+" noticed", func() error {
+			if !strings.Contains(w.logs.of("agent of "+node), lostContact) {
+				return fmt.Errorf("its log does not say %q", lostContact)
+			}
+			return nil
+		})
 		if err := w.probe(node, w.daemonSet.Spec.Template.Spec.Containers[0].LivenessProbe); err != nil {
 			t.Error(err)
 		}

@@ -4,15 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -63,43 +65,52 @@ func (w *world) holdLock(t *testing.T, node string) (unlock func()) {
 type monitor struct {
 	name    string
 	process *lab.Process
-	seen    int // length of the output that is known
+	// reported tells whether the removal of a marker has been printed in full.
+	reported func(output, marker string) bool
+	seen     int // length of the output that is known
 }
 
-// monitor watches a node's routes and, with nftables, its rules, and makes sure that it sees: it waits until both report
-// a change made for that purpose.
+// monitor watches a node's routes and, with nftables, its rules. It returns when the monitors report changes made for
+// that purpose, and have reported all until then.
 func (w *world) monitor(t *testing.T, node string) []*monitor {
 	t.Helper()
-	n := w.lab.Node(node)
-	start := func(name string, argv ...string) *monitor {
-		return &monitor{name: name + " of " + node, process: w.logs.start(t, name+" monitor of "+node, n.Namespace, nil, argv[0], argv[1:]...)}
+	start := func(name string, reported func(string, string) bool, argv ...string) *monitor {
+		name += " of " + node
+		return &monitor{name: name, reported: reported, process: w.logs.start(t, "monitor of "+name, w.lab.Node(node).Namespace, nil, argv[0], argv[1:]...)}
 	}
-	const marker = "192.0.2.77"
-	monitors := []*monitor{start("routes", "ip", "monitor", "route")}
+	monitors := []*monitor{start("routes", func(output, marker string) bool {
+		return strings.HasSuffix(strings.TrimSpace(output), "Deleted blackhole "+marker+" table 77")
+	}, "ip", "monitor", "route")}
 	if backends[node] == lab.NFT {
-		monitors = append(monitors, start("rules", "xtables-monitor", "--event"))
+		monitors = append(monitors, start("rules", func(output, marker string) bool {
+			_, after, ok := strings.Cut(output, "-D PREROUTING -s "+marker+"/32\n")
+			return ok && strings.Contains(after, "NEWGEN")
+		}, "stdbuf", "-oL", "xtables-monitor", "--event"))
 	}
+	marker := netip.MustParseAddr("192.0.2.0")
 	eventually(t, "monitors of "+node, func() error {
-		if err := w.leaveMarker(node, marker); err != nil {
+		// A new marker each time: what was changed before the monitors listened is never reported.
+		marker = marker.Next()
+		if err := w.leaveMarker(node, marker.String()); err != nil {
 			return err
 		}
-		i := slices.IndexFunc(monitors, func(m *monitor) bool { return !strings.Contains(m.process.Output(), marker) })
-		if i >= 0 {
-			return fmt.Errorf("%s reports nothing: %s", monitors[i].name, monitors[i].process.Output())
-		}
-		return nil
+		return lab.Eventually(time.Second, func() error {
+			for _, m := range monitors {
+				out := m.process.Output()
+				if !m.reported(out, marker.String()) {
+					return fmt.Errorf("%s: no report of %s: %s", m.name, marker, out)
+				}
+				m.seen = len(out)
+			}
+			return nil
+		})
 	})
-	for _, m := range monitors {
-		m.settle(t)
-	}
 	return monitors
 }
 
-// leaveMarker adds a route and a rule with a marker for an address, in a table that the agent does not use, and
-// removes them.
+// leaveMarker adds and removes a route and a rule that have an address in them, where the agent has none.
 func (w *world) leaveMarker(node, marker string) error {
-	n := w.lab.Node(node)
-	iptables := lab.Binary(backends[node], 4, "")
+	iptables := lab.Tool(backends[node], cluster.IPv4, "")
 	var errs []error
 	for _, argv := range [][]string{
 		{"ip", "route", "add", "blackhole", marker, "table", "77"},
@@ -107,28 +118,13 @@ func (w *world) leaveMarker(node, marker string) error {
 		{iptables, "-t", "raw", "-A", "PREROUTING", "-s", marker},
 		{iptables, "-t", "raw", "-D", "PREROUTING", "-s", marker},
 	} {
-		if backends[node] == lab.Legacy && argv[0] == iptables {
-			continue // nobody watches these
+		if argv[0] == lab.Tool(lab.Legacy, cluster.IPv4, "") {
+			continue // nobody reports these, and the lock is held
 		}
-		_, err := n.Run(argv[0], argv[1:]...)
+		_, err := w.lab.Node(node).Run(argv[0], argv[1:]...)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// settle waits until the monitor has reported everything up to now, and forgets it: the last marker's removal is the last.
-func (m *monitor) settle(t *testing.T) {
-	t.Helper()
-	last := -1
-	eventually(t, m.name+" settled", func() error {
-		n := len(m.process.Output())
-		if n != last {
-			last = n
-			return fmt.Errorf("still reporting")
-		}
-		return nil
-	})
-	m.seen = last
 }
 
 // expectSilence ends the monitor; it must not have reported anything since.

@@ -22,9 +22,9 @@ const (
 	healthz = "http://127.0.0.1:10256"
 )
 
-// Binary builds fairway, once per process, and returns the file; or the file that FAIRWAY_BIN names. The working directory
-// must be in the module, as it is in a test.
-func (l *Lab) Binary() (string, error) { return agentBinary() }
+// AgentBinary builds fairway, once per process, and returns the file; or the file that FAIRWAY_BIN names. The working
+// directory must be in the module, as it is in a test.
+func AgentBinary() (string, error) { return agentBinary() }
 
 var agentBinary = sync.OnceValues(func() (string, error) {
 	if file := os.Getenv(BinaryEnv); file != "" {
@@ -64,7 +64,7 @@ type Agent struct {
 // StartAgent starts an agent on the node. Its own flags are --node-name, --cluster-dir, --iptables-backend, --cluster-cidrs
 // and --service-cidrs. To restart one, start it again with the same Options.
 func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
-	bin, err := n.lab.Binary()
+	bin, err := AgentBinary()
 	if err != nil {
 		return nil, err
 	}

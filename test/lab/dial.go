@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -75,7 +77,7 @@ type Dial struct {
 	To    netip.AddrPort
 	// From is the local address and port; the kernel chooses what is zero of it.
 	From netip.AddrPort
-	// Timeout bounds the attempt, connection and answer together; one second when zero.
+	// Timeout bounds the attempt, connection and answer together; two seconds when zero.
 	Timeout time.Duration
 	// Payload is what a datagram contains and the server repeats; "?" when empty. TCP does not use it.
 	Payload string
@@ -83,7 +85,7 @@ type Dial struct {
 
 func (d Dial) timeout() time.Duration {
 	if d.Timeout == 0 {
-		return time.Second
+		return 2 * time.Second
 	}
 	return d.Timeout
 }
@@ -175,7 +177,10 @@ func (ns *Namespace) connect(d Dial, deadline time.Time) (*Conn, error) {
 // bindLocal gives a socket its local end and its manner of closing.
 func bindLocal(fd int, d Dial) error {
 	if d.Proto == TCP {
-		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		err := errors.Join(
+			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+			receiveErrors(fd, d.To.Addr(), 1))
+		if err != nil {
 			return err
 		}
 	}
@@ -232,6 +237,10 @@ type Conn struct {
 var _ net.Conn = (*Conn)(nil)
 
 // connect connects the socket. Asking connect again is how Linux tells of one that was in progress.
+//
+// A packet crosses all of the lab's links inside the sender's system call, so an ICMP error comes back while connect
+// still holds the socket, and TCP merely notes it and repeats the SYN a second later. With IP_RECVERR the error is queued as well,
+// which tells the same at once.
 func (c *Conn) connect() error {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -242,13 +251,63 @@ func (c *Conn) connect() error {
 		result = unix.Connect(int(fd), sockaddr(c.to))
 		switch {
 		case errors.Is(result, unix.EINPROGRESS), errors.Is(result, unix.EALREADY), errors.Is(result, unix.EINTR):
-			return false
+			queued := queuedError(int(fd))
+			if queued == nil {
+				return false
+			}
+			result = queued
 		case errors.Is(result, unix.EISCONN):
 			result = nil
 		}
 		return true
 	})
+	if err != nil {
+		return err // the deadline; result only says that it was in progress
+	}
+	if result == nil && c.proto == TCP {
+		// On an open connection the option would turn passing errors into fatal ones.
+		return c.control(func(fd int) error { return receiveErrors(fd, c.to.Addr(), 0) })
+	}
+	return result
+}
+
+// control runs a function on the socket's descriptor.
+func (c *Conn) control(f func(fd int) error) error {
+	raw, err := c.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	err = raw.Control(func(fd uintptr) { result = f(int(fd)) })
 	return errors.Join(err, result)
+}
+
+// receiveErrors sets IP_RECVERR or its IPv6 twin.
+func receiveErrors(fd int, like netip.Addr, value int) error {
+	if like.Is4() {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, value)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, value)
+}
+
+// queuedError takes an ICMP error from the socket's error queue; nil when there is none. See struct sock_extended_err in
+// include/uapi/linux/errqueue.h: it begins with the errno.
+func queuedError(fd int) error {
+	oob := make([]byte, 256)
+	_, n, _, _, err := unix.Recvmsg(fd, nil, oob, unix.MSG_ERRQUEUE)
+	if err != nil {
+		return nil // EAGAIN: the queue is empty
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return err
+	}
+	for _, m := range msgs {
+		if t := m.Header.Type; len(m.Data) >= 4 && (t == unix.IP_RECVERR || t == unix.IPV6_RECVERR) {
+			return syscall.Errno(binary.NativeEndian.Uint32(m.Data))
+		}
+	}
+	return nil
 }
 
 // greeting takes the server's first answer; for a datagram, after sending one.
@@ -352,17 +411,14 @@ func (c *Conn) netAddr(a netip.AddrPort) net.Addr {
 
 // local is the socket's own end; the zero AddrPort when it cannot be told.
 func (c *Conn) local() netip.AddrPort {
-	raw, err := c.file.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}
-	}
 	var out netip.AddrPort
 	// A closed file has no local end, which the zero value says.
-	_ = raw.Control(func(fd uintptr) {
-		sa, err := unix.Getsockname(int(fd))
+	_ = c.control(func(fd int) error {
+		sa, err := unix.Getsockname(fd)
 		if err == nil {
 			out = addrPort(sa)
 		}
+		return err
 	})
 	return out
 }
@@ -382,7 +438,7 @@ func (ns *Namespace) Spread(d Dial, n int) map[string]int {
 }
 
 // Get asks for a URL with an address for a host, from inside the namespace, and returns the status and the body. A
-// timeout of zero is one second.
+// timeout of zero is two seconds.
 func (ns *Namespace) Get(url string, timeout time.Duration) (int, string, error) {
 	d := Dial{Proto: TCP, Timeout: timeout}
 	transport := &http.Transport{

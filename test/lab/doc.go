@@ -25,7 +25,8 @@
 //
 // Namespaces are named ones, fw<pid>-<n>-<name>, so `ip netns exec fw4711-1-n1 ip route` shows a node from inside;
 // [Namespace.NetNS] tells the name. Leftovers of a run whose process is gone are removed by the next [New]. ForTest
-// also closes the lab on SIGINT and SIGTERM. Any number of labs can exist at once, in one process or several.
+// also closes the lab on SIGINT and SIGTERM. Servers live in this process, so a lab that a person should look at stays up
+// for as long as the process waits. Any number of labs can exist at once, in one process or several.
 //
 // # In a namespace
 //
@@ -51,6 +52,12 @@
 // packet that the node's own OUTPUT rules refused), Reset or Failed. [Dial.From] sets the local address, port or
 // both. [Namespace.Open] returns a [Conn] that stays open and echoes ([Conn.Ask]); [Namespace.Spread] asks n times and
 // counts the names; [Namespace.Get] does HTTP.
+//
+// A program that connects to something that a rule of the own host rejects learns of it after a second here, not at once: the
+// packet and the ICMP error cross all links within the connect call, where TCP drops the error and waits for its next SYN.
+// The lab's clients also read the socket's error queue and so report Refused when the error arrives, after microseconds.
+// Use them, not nc or bash, to measure how soon something is refused. An attempt that is meant to time out should
+// have a short Timeout, any other a generous one.
 //
 // A [Prober] asks at a constant rate, new TCP connections or datagrams from one fixed port, and reports attempts,
 // failures by outcome and the longest outage. A [Capture] is a passive tap on one interface:

@@ -20,9 +20,9 @@ const (
 // Backends lists both, to run a test over.
 var Backends = []Backend{Legacy, NFT}
 
-// Binary returns the name of a tool of a backend and family: Binary(NFT, IPv6, "-save") is "ip6tables-nft-save". The
+// Tool returns the name of a tool of a backend and family: Tool(NFT, IPv6, "-save") is "ip6tables-nft-save". The
 // tool is "", "-save" or "-restore".
-func Binary(b Backend, f cluster.Family, tool string) string {
+func Tool(b Backend, f cluster.Family, tool string) string {
 	name := "iptables-"
 	if f == cluster.IPv6 {
 		name = "ip6tables-"
@@ -39,7 +39,7 @@ func (ns *Namespace) Save(b Backend, f cluster.Family, table string) (string, er
 	if table != "" {
 		args = []string{"-t", table}
 	}
-	out, err := ns.Run(Binary(b, f, "-save"), args...)
+	out, err := ns.Run(Tool(b, f, "-save"), args...)
 	if err != nil {
 		return "", err
 	}
@@ -61,7 +61,7 @@ func (ns *Namespace) Restore(b Backend, f cluster.Family, text string, noflush b
 	if b == Legacy {
 		args = append(args, "-w", "5")
 	}
-	if _, err := ns.RunInput(text, Binary(b, f, "-restore"), args...); err != nil {
+	if _, err := ns.RunInput(text, Tool(b, f, "-restore"), args...); err != nil {
 		return fmt.Errorf("load rules: %w", err)
 	}
 	return nil
