@@ -133,11 +133,14 @@ type RestoreError struct {
 	locked bool
 }
 
+// lockMessage is part of what legacy says when it does not get the lock.
+const lockMessage = "holding the xtables lock"
+
 var lineNumber = regexp.MustCompile(`\bline:? ([0-9]+)`)
 
 func newRestoreError(f cluster.Family, exit *exitError, input string) *RestoreError {
 	e := &RestoreError{Family: f, Code: exit.code, Stderr: exit.stderr}
-	if strings.Contains(exit.stderr, "holding the xtables lock") {
+	if strings.Contains(exit.stderr, lockMessage) {
 		e.locked = true
 		e.Holder = lockHolder()
 		return e

@@ -165,9 +165,12 @@ func (d *detector) find(ctx context.Context, name string) *Backend {
 }
 
 func (d *detector) binaries(command string) (bin Binaries, err error) {
-	for name, path := range map[string]*string{command: &bin.Command, command + "-save": &bin.Save, command + "-restore": &bin.Restore} {
-		if *path, err = d.lookPath(name); err != nil {
-			return bin, fmt.Errorf("%s is not in PATH", name)
+	for _, p := range []struct {
+		name string
+		path *string
+	}{{command, &bin.Command}, {command + "-save", &bin.Save}, {command + "-restore", &bin.Restore}} {
+		if *p.path, err = d.lookPath(p.name); err != nil {
+			return bin, fmt.Errorf("%s is not in PATH", p.name)
 		}
 	}
 	return bin, nil
@@ -217,11 +220,17 @@ func (d *detector) defect(ctx context.Context, b *Backend, f cluster.Family) str
 	if !randomFully {
 		return fmt.Sprintf("%s is version %s, 1.6.2 is the oldest that does", path, version)
 	}
-	if _, err := d.run(ctx, command{path: path, args: []string{"-w", lockWait, "-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil {
+	// Without -w: that somebody holds the lock right now means that the family works, and is no reason to do without.
+	if _, err := d.run(ctx, command{path: path, args: []string{"-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil && !lockedOut(err) {
 		return unusable(err)
 	}
 	b.Version, b.RandomFully = version, randomFully
 	return ""
+}
+
+func lockedOut(err error) bool {
+	var exit *exitError
+	return errors.As(err, &exit) && strings.Contains(exit.stderr, lockMessage)
 }
 
 // unusable words the failure of a probe.
@@ -232,8 +241,6 @@ func unusable(err error) string {
 		return err.Error()
 	case strings.Contains(exit.stderr, "ermission denied") || strings.Contains(exit.stderr, "you must be root"):
 		return fmt.Sprintf("not permitted; the capability NET_ADMIN is needed, for legacy also a writable %s (%s)", lockFile(), summary(exit.stderr))
-	case strings.Contains(exit.stderr, "holding the xtables lock"):
-		return fmt.Sprintf("%v (holder: %s)", ErrLocked, lockHolder())
 	}
 	return fmt.Sprintf("the kernel refuses it (%s)", summary(exit.stderr))
 }

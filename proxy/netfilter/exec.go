@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -93,12 +94,13 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-// summary makes one line of what a program complained about, without its advice on usage.
+// summary makes one line of what a program complained about, without its advice on usage and
+// the heading of iptables-nft's lists.
 func summary(stderr string) string {
 	var parts []string
 	for line := range strings.Lines(stderr) {
 		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "Try `") {
+		if line == "" || strings.HasPrefix(line, "Try `") || strings.HasSuffix(line, "(nf_tables):") {
 			continue
 		}
 		parts = append(parts, line)
@@ -109,4 +111,15 @@ func summary(stderr string) string {
 		s = strings.ToValidUTF8(s[:most], "") + " …"
 	}
 	return s
+}
+
+// about is the summary without what was said about other lines of the input.
+func about(stderr string, line int) string {
+	var kept strings.Builder
+	for s := range strings.Lines(stderr) {
+		if m := lineNumber.FindStringSubmatch(s); m == nil || m[1] == strconv.Itoa(line) {
+			kept.WriteString(s)
+		}
+	}
+	return summary(kept.String())
 }

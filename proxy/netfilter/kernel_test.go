@@ -293,6 +293,9 @@ func TestLocked(t *testing.T) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
+	if again, err := Detect(context.Background(), Legacy); err != nil || len(again.Families()) != len(b.Families()) {
+		t.Errorf("a held lock is taken for a family that does not work: %+v, %v", again, err)
+	}
 	rules := NewRules(b)
 	want := newWorld(cluster.IPv4, 5).desired()
 	reports, err := rules.Sync(context.Background(), []Desired{want})

@@ -230,15 +230,16 @@ func (a *attempt) hold(group []cluster.Ref, cause *RestoreError) {
 	}
 }
 
-// detail words why a Service is left out. The line is shown only when it is the Service's own.
+// detail words why a Service is left out. Where the Service's own line was named, it shows that, and leaves out what
+// was said of others'.
 func (a *attempt) detail(ref cluster.Ref, cause *RestoreError) string {
-	s := fmt.Sprintf("the Service gets no %s rules on this node because iptables-restore refused them (%s)", a.family, summary(cause.Stderr))
+	const form = "the Service gets no %s rules on this node, iptables-restore refused them: %s"
 	for _, line := range cause.Lines {
 		if blamed, ok := a.last.Blame(line); ok && blamed == ref {
-			return s + ": " + lineOf(a.last.String(), line)
+			return fmt.Sprintf(form, a.family, about(cause.Stderr, line)) + ": " + lineOf(a.last.String(), line)
 		}
 	}
-	return s
+	return fmt.Sprintf(form, a.family, summary(cause.Stderr))
 }
 
 // due returns the Services in quarantine that should be tried again: those that changed, and those that waited.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink/nl"
@@ -110,5 +111,5 @@ func (c *Conn) dump(ctx context.Context, kind uint16, header nl.NetlinkRequestDa
 // watched is the set of destinations that the last Sync wanted.
 type watched struct {
 	table *routes.Table
-	dsts  map[dstKey]struct{}
+	dsts  map[netip.Prefix]struct{}
 }

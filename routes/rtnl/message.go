@@ -23,9 +23,6 @@ const (
 // errShort is for a message of the kernel that is shorter than its fixed header.
 var errShort = errors.New("message too short")
 
-// dstKey is a route's destination, as it is compared between ours and others'.
-type dstKey = netip.Prefix
-
 // afOf returns the kernel's number of a family.
 func afOf(f cluster.Family) uint8 {
 	if f == cluster.IPv6 {
@@ -39,7 +36,7 @@ func afOf(f cluster.Family) uint8 {
 func encode(req *nl.NetlinkRequest, header *nl.RtMsg, r routes.Route) {
 	header.Family = afOf(r.Family())
 	header.Dst_len = uint8(r.Dst.Bits())
-	header.Protocol = routes.Protocol
+	header.Protocol = 4
 	req.AddData(header)
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
 	if r.Gateway.IsValid() {

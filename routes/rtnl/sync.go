@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -84,7 +85,7 @@ type found struct {
 // read lists the main table of both families.
 func (c *Conn) read(ctx context.Context, want *routes.Table) (*found, error) {
 	all := &found{has: map[routes.Key]bool{}, ahead: map[routes.Key]kernelRoute{}}
-	wanted := make(map[dstKey]uint32, len(want.Routes))
+	wanted := make(map[netip.Prefix]uint32, len(want.Routes))
 	for _, r := range want.Routes {
 		wanted[r.Dst] = r.Metric
 	}
@@ -118,7 +119,7 @@ func (c *Conn) read(ctx context.Context, want *routes.Table) (*found, error) {
 
 // add files one route. The kernel lists, and prefers, the routes of one destination in the order of their metrics, and
 // of one metric in the order in which it looks at them; so another's is ahead of ours when it comes first.
-func (all *found) add(r kernelRoute, wanted map[dstKey]uint32) {
+func (all *found) add(r kernelRoute, wanted map[netip.Prefix]uint32) {
 	metric, concerns := wanted[r.Dst]
 	key := routes.Key{Dst: r.Dst, Metric: metric}
 	switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"syscall"
 
@@ -147,7 +148,7 @@ func (c *Conn) watch(t *routes.Table) {
 	if w := c.watched.Load(); w != nil && w.table == t {
 		return
 	}
-	w := &watched{table: t, dsts: make(map[dstKey]struct{}, len(t.Routes))}
+	w := &watched{table: t, dsts: make(map[netip.Prefix]struct{}, len(t.Routes))}
 	for _, r := range t.Routes {
 		w.dsts[r.Dst] = struct{}{}
 	}

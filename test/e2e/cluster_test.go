@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -51,6 +52,9 @@ func topology() lab.Topology {
 			})
 		}
 		t.Nodes = append(t.Nodes, node)
+		// A control plane's machine knows the way to pods: it is a node too, or was told.
+		control := &t.Clients[0]
+		control.Routes = append(control.Routes, lab.Route{Dst: node.PodCIDRs[0], Via: node.Addrs[0]})
 	}
 	return t
 }
@@ -171,8 +175,13 @@ func (w *world) startAgent(t *testing.T, node string, ds *appsv1.DaemonSet) {
 // waitReady waits until the readiness probe of a node's agent succeeds.
 func (w *world) waitReady(t *testing.T, node string) {
 	t.Helper()
-	took := eventually(t, "agent of "+node+" ready", func() error { return w.probe(node, w.daemonSet.Spec.Template.Spec.Containers[0].ReadinessProbe) })
-	t.Logf("agent of %s ready after %s", node, took)
+	took := eventually(t, "agent of "+node+" ready", func() error {
+		if err := w.running(node); err != nil {
+			t.Fatal(err)
+		}
+		return w.probe(node, w.daemonSet.Spec.Template.Spec.Containers[0].ReadinessProbe)
+	})
+	t.Logf("agent of %s ready after %s", node, took.Round(time.Millisecond))
 }
 
 // hint makes the chain by which a kubelet shows which kind of iptables its host uses.

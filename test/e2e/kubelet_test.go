@@ -52,7 +52,7 @@ mkdir -p "$root"
 mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
 mkdir usr etc proc sys dev run tmp var
-ln -s /run var/run
+ln -s ../run var/run
 for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
 for file in alternatives ld.so.cache protocols services; do
   if [ -e "/etc/$file" ]; then cp -a "/etc/$file" etc/; fi

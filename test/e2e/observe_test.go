@@ -32,7 +32,7 @@ func (w *world) probe(node string, p *corev1.Probe) error {
 	url := "http://" + net.JoinHostPort(p.HTTPGet.Host, strconv.Itoa(port)) + p.HTTPGet.Path
 	code, body, err := w.lab.Node(node).Get(url, 0)
 	if err != nil {
-		return errors.Join(err, w.running(node))
+		return err
 	}
 	if code != 200 {
 		return fmt.Errorf("%s on %s: status %d: %s", url, node, code, body)

@@ -30,7 +30,9 @@ var commonSettings = []setting{
 	{"net.ipv4.conf.default.accept_redirects", "0", false},
 	{"net.ipv4.conf.all.rp_filter", "0", false},
 	{"net.ipv4.conf.default.rp_filter", "0", false},
-	{"net.ipv4.icmp_ratelimit", "0", false},
+	{"net.ipv4.icmp_ratemask", "0", false},
+	{"net.ipv4.icmp_msgs_per_sec", "1000000", true}, // IPv6 counts against it as well
+	{"net.ipv4.icmp_msgs_burst", "1000000", true},
 	{"net.ipv6.conf.all.disable_ipv6", "0", true},
 	{"net.ipv6.conf.default.disable_ipv6", "0", true},
 	{"net.ipv6.conf.all.accept_dad", "0", true},

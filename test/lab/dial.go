@@ -112,6 +112,15 @@ func (r Result) String() string {
 	return fmt.Sprintf("%s after %v: %v", r.Outcome, r.Elapsed.Round(time.Millisecond), r.Err)
 }
 
+// Expect is nil when the Outcome is the given one, and otherwise an error that says what it was instead. With Eventually it
+// waits for an outcome; Err alone would be nil for an answer that should not have come.
+func (r Result) Expect(o Outcome) error {
+	if r.Outcome == o {
+		return nil
+	}
+	return fmt.Errorf("want %s: %v", o, r)
+}
+
 // Ask makes one connection, or sends one datagram, and waits for the answer. The connection is reset afterwards, so it
 // leaves no TIME_WAIT behind, and any number of them can follow each other.
 func (ns *Namespace) Ask(d Dial) Result {
@@ -141,7 +150,7 @@ func (ns *Namespace) Open(d Dial) (*Conn, Result) {
 // dial connects and takes the first answer. The Conn is not nil when there is a socket to close.
 func (ns *Namespace) dial(d Dial) (*Conn, Result) {
 	start := time.Now()
-	c, err := ns.connect(d, start.Add(d.timeout()))
+	c, err := ns.connect(d, d.timeout())
 	var r Result
 	if err == nil {
 		r.Name, r.Seen, err = c.greeting(d)
@@ -157,8 +166,9 @@ func (ns *Namespace) dial(d Dial) (*Conn, Result) {
 	return c, r
 }
 
-// connect makes a socket in the namespace and connects it. The Conn is not nil when there is a socket to close.
-func (ns *Namespace) connect(d Dial, deadline time.Time) (*Conn, error) {
+// connect makes a socket in the namespace and connects it. The time begins when the socket is ready, and holds for what
+// comes after connecting too; zero is no limit. The Conn is not nil when there is a socket to close.
+func (ns *Namespace) connect(d Dial, timeout time.Duration) (*Conn, error) {
 	fd, err := ns.socket(d.Proto, d.To.Addr())
 	if err != nil {
 		return nil, err
@@ -168,8 +178,10 @@ func (ns *Namespace) connect(d Dial, deadline time.Time) (*Conn, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := c.file.SetDeadline(deadline); err != nil {
-		return c, err
+	if timeout != 0 {
+		if err := c.file.SetDeadline(time.Now().Add(timeout)); err != nil {
+			return c, err
+		}
 	}
 	return c, c.connect()
 }
@@ -450,7 +462,7 @@ func (ns *Namespace) Get(url string, timeout time.Duration) (int, string, error)
 			}
 			d := d
 			d.To = to
-			c, err := ns.connect(d, time.Now().Add(d.timeout()))
+			c, err := ns.connect(d, d.timeout())
 			if err != nil && c != nil {
 				c.file.Close()
 			}

@@ -74,7 +74,7 @@
 //	cl.SetService(svc); cl.SetEndpoints(svc, lab.Ready(p1), lab.Terminating(p3)); cl.Write()
 //	a, err := n1.StartAgent(lab.AgentOptions{Cluster: cl, Backend: lab.NFT})
 //	a.WaitReady(10 * time.Second)
-//	lab.Eventually(2*time.Second, func() error { … })
+//	lab.Eventually(2*time.Second, func() error { return p2.Ask(dial).Expect(lab.Refused) })
 //
 // The agent's binary is built once per process from this module, or is the file that FAIRWAY_BIN names. Its log is
 // part of the test's log when the test fails. /readyz speaks of the latest snapshot that the agent published, not of a
@@ -91,7 +91,7 @@
 //
 // The router forwards between the networks, knows no pod or service network unless told, and silently swallows
 // everything else, as the internet would. Nobody accepts ICMP redirects. ICMP errors are not rate limited (a kernel
-// sends six, then one a second, which would turn the seventh refused connection into a timeout). Reverse path filtering is
+// sends six to one neighbour, then one a second, which would turn the seventh refused connection into a timeout). Reverse path filtering is
 // off. IPv6 addresses skip duplicate address detection.
 //
 // In a fresh namespace the nat chains are not traversed until a rule that needs NAT or conntrack is loaded.

@@ -92,7 +92,7 @@ func (ns *Namespace) Probe(cfg ProbeConfig) (*Prober, error) {
 	p := &Prober{ns: ns, cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
 	run := p.runTCP
 	if cfg.Dial.Proto == UDP {
-		c, err := ns.connect(cfg.Dial, time.Time{})
+		c, err := ns.connect(cfg.Dial, 0)
 		if err != nil {
 			if c != nil {
 				c.file.Close()

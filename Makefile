@@ -1,0 +1,57 @@
+# make         shows this list
+# make build   builds bin/fairway, static
+# make test    runs every test, those in network namespaces and against a real control plane too (needs root)
+# make unit    runs the tests that need no root
+# make lint    vet, gofmt, staticcheck, go mod verify, and govulncheck where its database can be reached
+# make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up)
+# make bench   prints what large rule sets cost (needs root)
+# make clean   removes what was built
+
+# Tools come through the Go module proxy, at these versions.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.2.0
+
+# The programs of Debian that tests and demo need: program=package.
+TEST_TOOLS := iptables-nft=iptables ip=iproute2 conntrack=conntrack
+DEMO_TOOLS := iptables-nft=iptables ip=iproute2
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
+
+.PHONY: help build test unit lint demo bench clean tools demo-tools root
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/fairway ./cmd/fairway
+
+test: tools lint root
+	FAIRWAY_LAB=require $(SUDO) go test -count=1 -timeout 25m ./...
+
+unit:
+	go test -count=1 ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go mod verify
+	@test/vulnerabilities.sh $(GOVULNCHECK)
+
+demo: demo-tools build
+	$(SUDO) go run ./test/demo
+
+bench: tools build
+	$(SUDO) go run ./test/bench
+
+clean:
+	rm -rf bin .cache
+
+tools:
+	@test/tools.sh $(TEST_TOOLS)
+
+demo-tools:
+	@test/tools.sh $(DEMO_TOOLS)
+
+root:
+	@[ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || { echo "make test needs root or sudo: it makes network namespaces"; exit 1; }
