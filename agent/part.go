@@ -23,7 +23,8 @@ type Part interface {
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
 	Wrote bool
-	// Drift is how much of what was written only repaired what somebody else had changed.
+	// Drift counts the routes or chains that were written. When the Plan was in the kernel already, they repaired what
+	// somebody else had changed.
 	Drift int
 	// Notes tell what the kernel, or what is in it, stood against.
 	Notes []cluster.Note
@@ -56,6 +57,8 @@ type runner struct {
 	// goals and kicks hold one element each: the latest goal, and that somebody changed the kernel.
 	goals chan goal
 	kicks chan struct{}
+	// programmed is the revision of the last success.
+	programmed uint64
 	// done is told every outcome; it must not block for long.
 	done func(outcome)
 }
@@ -120,6 +123,12 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
+	if g.revision != r.programmed {
+		o.report.Drift = 0 // what was written is what is new
+	}
+	if o.err == nil {
+		r.programmed = g.revision
+	}
 	r.pace.ran(o.start, o.end, o.report, o.err != nil)
 	if ctx.Err() != nil {
 		return

@@ -31,12 +31,11 @@ type routesPart struct {
 
 func (*routesPart) Name() string { return routesName }
 
-func (p *routesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
+// Sync always reads: a dump of the routes costs less than knowing when it is not needed.
+func (p *routesPart) Sync(ctx context.Context, plan *Plan, _ bool) (Report, error) {
 	r, err := p.conn.Sync(ctx, plan.Routes)
-	report := Report{Wrote: len(r.Added)+len(r.Replaced)+len(r.Deleted) > 0, Notes: r.Notes}
-	if reread {
-		report.Drift = len(r.Added) + len(r.Replaced)
-	}
+	changes := len(r.Added) + len(r.Replaced) + len(r.Deleted)
+	report := Report{Wrote: changes > 0, Drift: changes, Notes: r.Notes}
 	return report, errors.Join(err, rtnl.EnsureForwarding(forwarded(plan.Snapshot, p.nodeName)...))
 }
 
@@ -74,9 +73,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		report.Wrote = report.Wrote || r.Written
 		report.Notes = append(report.Notes, r.Quarantined...)
 		report.Retry = r.Retry
-		if reread {
-			report.Drift += r.Chains
-		}
+		report.Drift += r.Chains
 	}
 	return report, err
 }

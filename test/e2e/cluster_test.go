@@ -122,8 +122,8 @@ func manifests(t *testing.T, elem ...string) string {
 	return filepath.Join(append([]string{repoDir(t), "manifests"}, elem...)...)
 }
 
-// overlay is an overlay such as an operator writes.
-func overlay(t *testing.T) string { return filepath.Join(sourceDir(t), "testdata", "overlay") }
+// overlay returns the path of one of the overlays in testdata, which are such as an operator writes.
+func overlay(t *testing.T, name string) string { return filepath.Join(sourceDir(t), "testdata", name) }
 
 // mustKubectl is kubectl whose failure is the test's.
 func (w *world) mustKubectl(t *testing.T, args ...string) string {

@@ -59,14 +59,15 @@ func TestCluster(t *testing.T) {
 }
 
 func (w *world) applyManifests(t *testing.T) {
-	w.mustKubectl(t, "apply", "-k", overlay(t))
+	w.mustKubectl(t, "apply", "-k", overlay(t, "cluster"))
 	ds, err := w.cp.client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.daemonSet = ds
 	w.dryRun(t, manifests(t, "base"))
-	w.kubeadm = w.dryRun(t, manifests(t, "overlays", "kubeadm"))
+	w.dryRun(t, manifests(t, "overlays", "kubeadm"))
+	w.kubeadm = w.dryRun(t, overlay(t, "kubeadm"))
 	help, err := exec.Command(w.fairway, "agent", "--help").CombinedOutput()
 	if err != nil {
 		t.Fatalf("fairway agent --help: %v: %s", err, help)

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"os"
@@ -52,6 +53,8 @@ type AgentOptions struct {
 	Without []string
 	// Env is added to the environment.
 	Env []string
+	// Log gets a copy of what the agent writes; nobody when nil.
+	Log io.Writer
 }
 
 // An Agent is a running `fairway agent`, or one that has ended.
@@ -64,11 +67,14 @@ type Agent struct {
 // StartAgent starts an agent on the node. Its own flags are --node-name, --cluster-dir, --iptables-backend, --cluster-cidrs
 // and --service-cidrs. To restart one, start it again with the same Options.
 func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
-	bin, err := AgentBinary()
-	if err != nil {
-		return nil, err
+	bin := o.Binary
+	if bin == "" {
+		var err error
+		if bin, err = AgentBinary(); err != nil {
+			return nil, err
+		}
 	}
-	p, err := n.Start(Command{Path: bin, Args: append([]string{"agent"}, n.flags(o)...), Env: o.Env})
+	p, err := n.Start(Command{Path: bin, Args: append([]string{"agent"}, n.flags(o)...), Env: o.Env, Log: o.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,8 @@ type Command struct {
 	Env []string
 	// Stdin is what the process reads; nothing when nil.
 	Stdin io.Reader
+	// Log gets a copy of what the process writes to both outputs; nobody when nil.
+	Log io.Writer
 }
 
 // A Process runs in a namespace of a Lab, in a process group of its own. It does not outlive this process.
@@ -47,7 +49,11 @@ func (ns *Namespace) Start(c Command) (*Process, error) {
 	p := &Process{exited: make(chan struct{})}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Env = append(append(os.Environ(), "XTABLES_LOCKFILE="+ns.LockFile()), c.Env...)
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, &p.output, &p.output
+	var out io.Writer = &p.output
+	if c.Log != nil {
+		out = io.MultiWriter(&p.output, c.Log)
+	}
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, out, out
 	// The signal comes when the thread that started the process ends; the namespace's thread ends after its processes.
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	// A grandchild that keeps the output open must not keep Wait from returning.

@@ -80,8 +80,8 @@ func (d *decoder) decode() error {
 		return d.at(bytes.Count(d.text[:syntax.Offset], []byte("\n"))).fault(err)
 	}
 	if err != nil {
-		line, msg := yamlFault(err)
-		return d.at(max(line-1, 0)).fault(errors.New(msg))
+		line, msg := yamlFault(err) // at the end of the text, it may count one too far
+		return d.at(min(max(line, 1), d.whole.to) - 1).fault(errors.New(msg))
 	}
 	var t typed
 	if err := utiljson.Unmarshal(data, &t); err != nil {

@@ -89,7 +89,8 @@ type follower struct {
 // look makes sure that what Dir leads to now is watched, and reports whether that is something new, or gone.
 func (f *follower) look() bool {
 	info, err := os.Stat(f.Dir)
-	if err == nil && f.watched != nil && os.SameFile(info, f.watched) {
+	// A new folder may have the inode number of the old one, but the kernel has then ended the watch.
+	if err == nil && f.watched != nil && os.SameFile(info, f.watched) && len(f.watcher.WatchList()) > 0 {
 		return false
 	}
 	wasWatched := f.watched != nil

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/fairway-net/fairway/proxy"
+)
+
+const head = "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n"
+
+func configure(t *testing.T, text string) (Config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ReadConfiguration(path)
+	if err != nil {
+		return Config{}, err
+	}
+	return c.Config()
+}
+
+func TestConfiguration(t *testing.T) {
+	t.Setenv("NODE_NAME", " Worker-1 ")
+	got, err := configure(t, head+`
+clusterCIDRs: [10.244.0.0/16, "fd00:10:244::/48"]
+serviceCIDRs: [10.96.0.0/12]
+detectLocal: {mode: InterfaceNamePrefix, interfaceNamePrefix: veth}
+masqueradeAll: true
+masqueradeBit: 0
+iptablesBackend: nft
+healthzBindAddress: "[::]:10256"
+`)
+	want := Config{
+		NodeName:           "worker-1",
+		ClusterCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
+		ServiceCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")},
+		Detect:             proxy.DetectInterfaceNamePrefix,
+		DetectInterface:    "veth",
+		MasqueradeAll:      true,
+		MasqueradeBit:      0,
+		IPTablesBackend:    "nft",
+		HealthzBindAddress: "[::]:10256",
+		MetricsBindAddress: "127.0.0.1:10249",
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v\nexpected %+v", got, err, want)
+	}
+}
+
+func TestConfigurationRefused(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown field", head + "masquerade: true\n", `line 3: unknown field "masquerade"; the fields are nodeName,`},
+		{"unknown field within", head + "detectLocal:\n  brigde: x\n", `line 4: unknown field`},
+		{"wrong type", head + "masqueradeAll: perhaps\n", "masqueradeAll"},
+		{"no YAML", head + "a: [\n", "line 3"},
+		{"given twice", head + "nodeName: a\nnodeName: b\n", "already set"},
+		{"kind", "apiVersion: v1\nkind: ConfigMap\n", "expected fairway.dev/v1alpha1 and AgentConfiguration"},
+		{"bad CIDR", head + "clusterCIDRs: [10.244.0.0/16, 10.244]\n", `clusterCIDRs[1]: "10.244" is no CIDR, expected for example 10.244.0.0/16`},
+		{"unmasked", head + "clusterCIDRs: [10.244.1.0/16]\n", "did you mean 10.244.0.0/16?"},
+		{"everything", head + "clusterCIDRs: [0.0.0.0/0]\n", "clusterCIDRs[0]"},
+		{"mapped", head + "serviceCIDRs: ['::ffff:10.0.0.0/104']\n", "write it as IPv4"},
+		{"two of a family", head + "clusterCIDRs: [10.0.0.0/16, 10.1.0.0/16]\n", "expected one per family"},
+		{"overlap", head + "clusterCIDRs: [10.0.0.0/8]\nserviceCIDRs: [10.96.0.0/12]\n", "serviceCIDRs: 10.96.0.0/12 overlaps the pods' network 10.0.0.0/8"},
+		{"mode", head + "detectLocal: {mode: Magic}\n", `detectLocal.mode: "Magic" is unknown, expected ClusterCIDR,`},
+		{"missing bridge", head + "detectLocal: {mode: BridgeInterface}\n", "detectLocal.bridgeInterface: is not given"},
+		{"contradiction", head + "detectLocal: {mode: NodeCIDR, bridgeInterface: cni0}\n", `"cni0" has no meaning with mode NodeCIDR`},
+		{"no interface", head + "detectLocal: {mode: BridgeInterface, bridgeInterface: 'a\" -j DROP'}\n", "can't be the name of an interface"},
+		{"long interface", head + "detectLocal: {mode: BridgeInterface, bridgeInterface: abcdefghijklmnop}\n", "can't be the name of an interface"},
+		{"bit", head + "masqueradeBit: 32\n", "masqueradeBit: 32 is no bit of a 32-bit mark, expected 0 to 31"},
+		{"backend", head + "iptablesBackend: ebpf\n", "expected auto, legacy or nft"},
+		{"address", head + "metricsBindAddress: localhost\n", `metricsBindAddress: "localhost" is no address and port`},
+		{"several", head + "masqueradeBit: -1\niptablesBackend: x\n", "iptablesBackend"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := configure(t, c.text)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error is %v\nexpected it to contain %s", err, c.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,233 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+)
+
+// bound is how long a test waits for what must come.
+const bound = 20 * time.Second
+
+// A fakePart records what it is asked for.
+type fakePart struct {
+	name           string
+	mu             sync.Mutex
+	fail           error
+	syncs, rereads int
+	plan           *Plan
+	notes          []cluster.Note
+}
+
+func (p *fakePart) Name() string { return p.name }
+
+func (p *fakePart) Sync(_ context.Context, plan *Plan, reread bool) (Report, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.syncs++
+	if reread {
+		p.rereads++
+	}
+	if p.fail == nil {
+		p.plan = plan
+	}
+	return Report{Wrote: true, Notes: p.notes}, p.fail
+}
+
+func (p *fakePart) set(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail = err
+}
+
+func (p *fakePart) see() (syncs, rereads int, plan *Plan) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.syncs, p.rereads, p.plan
+}
+
+// A fakeReporter keeps the latest Notes.
+type fakeReporter struct {
+	mu    sync.Mutex
+	notes []cluster.Note
+}
+
+func (r *fakeReporter) Report(n []cluster.Note) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notes = n
+}
+
+func (r *fakeReporter) reasons() (reasons []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.notes {
+		reasons = append(reasons, n.Reason)
+	}
+	return reasons
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(bound); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("after %s still not: %s", bound, what)
+}
+
+func startLoop(t *testing.T, parts ...Part) (*loop, *fakeReporter) {
+	t.Helper()
+	s := newStatus(parts)
+	r := &fakeReporter{}
+	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test"), s, r)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { l.run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return l, r
+}
+
+func aSnapshot(clusterIP string) *cluster.Snapshot {
+	return &cluster.Snapshot{
+		Nodes: []*cluster.Node{{Name: "a", InternalIPs: []netip.Addr{netip.MustParseAddr("192.168.0.1")}}},
+		Services: []*cluster.Service{{Namespace: "default", Name: "web", ClusterIPs: []netip.Addr{netip.MustParseAddr(clusterIP)},
+			Ports: []cluster.ServicePort{{Protocol: cluster.TCP, Port: 80}}}}}
+}
+
+func clusterIP(p *Plan) string {
+	if p == nil {
+		return ""
+	}
+	return p.Services[0].Table.Ports[0].ClusterIP.String()
+}
+
+func TestLoop(t *testing.T) {
+	good, bad := &fakePart{name: "good"}, &fakePart{name: rulesPrefix + "IPv4", fail: errors.New("the lock is held")}
+	bad.notes = []cluster.Note{{Reason: cluster.ReasonQuarantined}}
+	l, reporter := startLoop(t, good, bad)
+	health := healthHandler(l.status, l.metrics, time.Now)
+	get := func(path string) (int, map[string]any) {
+		w := httptest.NewRecorder()
+		health.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		body := map[string]any{}
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
+			t.Errorf("%s answers %q: %v", path, w.Body, err)
+		}
+		return w.Code, body
+	}
+
+	l.publish(aSnapshot("10.0.0.1"))
+	if n, _, _ := good.see(); n != 0 {
+		t.Error("a part ran before links and addresses were known")
+	}
+	if code, _ := get("/readyz"); code != http.StatusServiceUnavailable {
+		t.Errorf("/readyz is %d before anything is programmed", code)
+	}
+	if code, _ := get("/healthz"); code != http.StatusServiceUnavailable {
+		t.Errorf("/healthz is %d while the node is not known", code)
+	}
+	l.setHost(&cluster.Host{})
+	eventually(t, "the good part has the plan", func() bool { _, _, p := good.see(); return clusterIP(p) == "10.0.0.1" })
+	eventually(t, "the failing part is tried again", func() bool { n, _, _ := bad.see(); return n > 1 })
+	if code, body := get("/readyz"); code != http.StatusServiceUnavailable || body["ready"] != false {
+		t.Errorf("/readyz is %d %v while a part fails", code, body)
+	}
+	if code, _ := get("/livez"); code != http.StatusOK {
+		t.Errorf("/livez is %d while a part has failed for a moment", code)
+	}
+
+	bad.set(nil)
+	eventually(t, "all is programmed", func() bool { code, _ := get("/readyz"); return code == http.StatusOK })
+	code, body := get("/healthz")
+	if family := body["status"].(map[string]any)["IPv4"]; code != http.StatusOK || body["nodeEligible"] != true || family == nil {
+		t.Errorf("/healthz is %d %v", code, body)
+	}
+	if got := reporter.reasons(); !slices.Contains(got, cluster.ReasonQuarantined) {
+		t.Errorf("the part's note is not reported: %v", got)
+	}
+
+	l.publish(aSnapshot("10.0.0.2"))
+	eventually(t, "the change arrives", func() bool { _, _, p := bad.see(); return clusterIP(p) == "10.0.0.2" })
+	_, before, _ := good.see()
+	l.kick("good")
+	eventually(t, "the kicked part looks again", func() bool { _, n, _ := good.see(); return n > before })
+
+	leaving := aSnapshot("10.0.0.2")
+	leaving.Nodes[0].ToBeDeleted = true
+	l.publish(leaving)
+	eventually(t, "the leaving node is not eligible", func() bool { code, _ := get("/healthz"); return code == http.StatusServiceUnavailable })
+	if code, _ := get("/livez"); code != http.StatusOK {
+		t.Errorf("/livez is %d on a leaving node", code)
+	}
+}
+
+func TestStaleIsUnhealthy(t *testing.T) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	p := &fakePart{name: rulesPrefix + "IPv4"}
+	s := newStatus([]Part{p})
+	node := &cluster.Node{Name: "a"}
+	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
+	code := func(at time.Duration) int {
+		c, _ := healthBody(s.view(), start.Add(at), true)
+		return c
+	}
+	s.queued(goal{1, plan}, node, start)
+	if c := code(59 * time.Second); c != http.StatusOK {
+		t.Errorf("after 59 s it is %d", c)
+	}
+	s.done(outcome{part: p.name, revision: 1, end: start.Add(59 * time.Second), err: errors.New("no")})
+	if c := code(60 * time.Second); c != http.StatusServiceUnavailable {
+		t.Errorf("after 60 s it is %d", c)
+	}
+	s.done(outcome{part: p.name, revision: 1, end: start.Add(61 * time.Second)})
+	if c := code(3 * time.Hour); c != http.StatusOK {
+		t.Errorf("with nothing to do it is %d", c)
+	}
+	s.queued(goal{2, plan}, nil, start.Add(4*time.Hour))
+	if c := code(4*time.Hour + time.Second); c != http.StatusOK {
+		t.Errorf("after the Node object is gone it is %d", c)
+	}
+}
+
+// TestCoalesce: of many snapshots that come while a part is busy, it gets the last.
+func TestCoalesce(t *testing.T) {
+	p := &slowPart{release: make(chan struct{})}
+	l, _ := startLoop(t, p)
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "the part is busy", func() bool { return p.count() == 1 })
+	for i := range 50 {
+		l.publish(aSnapshot(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}).String()))
+	}
+	eventually(t, "the last one is planned", func() bool { return clusterIP(l.status.view().plan) == "10.0.1.49" })
+	close(p.release)
+	eventually(t, "the part has the last", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return clusterIP(p.plan) == "10.0.1.49" })
+	if n := p.count(); n > 3 {
+		t.Errorf("the part ran %d times for one and then fifty snapshots at once", n)
+	}
+}
+
+type slowPart struct {
+	fakePart
+	release chan struct{}
+}
+
+func (p *slowPart) count() int { n, _, _ := p.see(); return n }
+
+func (p *slowPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
+	r, err := p.fakePart.Sync(ctx, plan, reread)
+	<-p.release
+	return r, err
+}
