@@ -88,14 +88,15 @@ func (m *metrics) done(o outcome) {
 type statusCollector struct{ status *status }
 
 var (
-	descNotes = prometheus.NewDesc("fairway_notes", "What was refused and holds now, by reason.", []string{"reason"}, nil)
-	descReady = prometheus.NewDesc("fairway_programmed", "1 when the latest state of the cluster is in the kernel.", []string{"part"}, nil)
-	descSync  = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync of the service rules.", []string{"ip_family"}, nil)
-	descQueue = prometheus.NewDesc("fairway_pending_seconds", "How long the oldest change has been waiting to be programmed.", []string{"part"}, nil)
-	descRules = prometheus.NewDesc("kubeproxy_sync_proxy_rules_iptables_total", "Rules that should be in the kernel.", []string{"table", "ip_family"}, nil)
-	descRoute = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
-	descPorts = prometheus.NewDesc("fairway_service_ports", "Service ports that are served.", []string{"ip_family"}, nil)
-	descQuara = prometheus.NewDesc("fairway_quarantined_services", "Services whose rules the kernel refused.", nil, nil)
+	descNotes       = prometheus.NewDesc("fairway_notes", "What was refused and holds now, by reason.", []string{"reason"}, nil)
+	descReady       = prometheus.NewDesc("fairway_programmed", "1 when the latest state of the cluster is in the kernel.", []string{"part"}, nil)
+	descSync        = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync of the service rules.", []string{"ip_family"}, nil)
+	descQueued      = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync of the service rules was last asked for.", []string{"ip_family"}, nil)
+	descPending     = prometheus.NewDesc("fairway_pending_seconds", "How long the oldest change has been waiting to be programmed.", []string{"part"}, nil)
+	descRules       = prometheus.NewDesc("kubeproxy_sync_proxy_rules_iptables_total", "Rules that should be in the kernel.", []string{"table", "ip_family"}, nil)
+	descRoutes      = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
+	descPorts       = prometheus.NewDesc("fairway_service_ports", "Service ports that are served.", []string{"ip_family"}, nil)
+	descQuarantined = prometheus.NewDesc("fairway_quarantined_services", "Services whose rules the kernel refused.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -118,7 +119,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range byReason {
 		gauge(descNotes, float64(n), reason)
 	}
-	gauge(descQuara, float64(len(quarantined)))
+	gauge(descQuarantined, float64(len(quarantined)))
 	now := time.Now()
 	for name, p := range v.parts {
 		gauge(descReady, boolean(v.revision > 0 && p.programmed == v.revision), name)
@@ -126,9 +127,10 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		if !p.pending.IsZero() {
 			waiting = now.Sub(p.pending).Seconds()
 		}
-		gauge(descQueue, waiting, name)
-		if family, isRules := strings.CutPrefix(name, rulesPrefix); isRules && !p.updated.IsZero() {
-			gauge(descSync, float64(p.updated.UnixMilli())/1000, family)
+		gauge(descPending, waiting, name)
+		if family, isRules := strings.CutPrefix(name, rulesPrefix); isRules {
+			gauge(descSync, unixSeconds(p.updated), family)
+			gauge(descQueued, unixSeconds(p.queued), family)
 		}
 	}
 	if v.plan != nil {
@@ -142,7 +144,7 @@ func collectPlan(p *Plan, gauge func(*prometheus.Desc, float64, ...string)) {
 		routes[r.Family()]++
 	}
 	for f, n := range routes {
-		gauge(descRoute, float64(n), f.String())
+		gauge(descRoutes, float64(n), f.String())
 	}
 	for _, s := range p.Services {
 		gauge(descPorts, float64(len(s.Table.Ports)), s.Family.String())
@@ -150,6 +152,14 @@ func collectPlan(p *Plan, gauge func(*prometheus.Desc, float64, ...string)) {
 			gauge(descRules, float64(s.Rules.Table(table).Rules()), table, s.Family.String())
 		}
 	}
+}
+
+// unixSeconds is 0 for a time that has not been.
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
 }
 
 func boolean(b bool) float64 {

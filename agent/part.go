@@ -133,6 +133,12 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) {
 	if ctx.Err() != nil {
 		return
 	}
+	if o.report.Drift > 0 {
+		klog.InfoS("Repaired what somebody else had changed", "part", o.part, "changes", o.report.Drift)
+	}
+	if o.report.Wrote {
+		klog.V(2).InfoS("Wrote to the kernel", "part", o.part, "revision", o.revision, "took", o.end.Sub(o.start))
+	}
 	if o.err != nil {
 		in, _ := r.pace.retryIn(o.end)
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))

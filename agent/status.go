@@ -27,6 +27,8 @@ type partStatus struct {
 	// programmed is the revision that the kernel was last in line with.
 	programmed uint64
 	updated    time.Time
+	// queued is when the latest goal was set.
+	queued time.Time
 	// pending is since when something waits; zero when nothing does.
 	pending time.Time
 	err     error
@@ -50,6 +52,7 @@ func (s *status) queued(g goal, node *cluster.Node, now time.Time) {
 		s.node = node
 	}
 	for _, p := range s.parts {
+		p.queued = now
 		if p.pending.IsZero() {
 			p.pending = now
 		}

@@ -83,12 +83,13 @@ func (d *decoder) decode() error {
 		line, msg := yamlFault(err) // at the end of the text, it may count one too far
 		return d.at(min(max(line, 1), d.whole.to) - 1).fault(errors.New(msg))
 	}
+	start := d.start()
 	var t typed
 	if err := utiljson.Unmarshal(data, &t); err != nil {
-		return d.typeFault(d.start(), err)
+		return d.typeFault(start, err)
 	}
 	if !strings.HasSuffix(t.Kind, "List") {
-		return d.one(d.start(), t, data)
+		return d.one(start, t, data)
 	}
 	var spans []span
 	if verbatim {
@@ -97,7 +98,7 @@ func (d *decoder) decode() error {
 		spans = itemSpans(d.text, len(t.Items))
 	}
 	for i, raw := range t.Items {
-		s := d.start()
+		s := start
 		if spans != nil {
 			s = spans[i]
 		}

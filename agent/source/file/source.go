@@ -41,7 +41,7 @@ func (s *Source) Run(ctx context.Context, publish func(*cluster.Snapshot)) error
 	if err != nil {
 		return fmt.Errorf("watch folder %s: %w", s.Dir, err)
 	}
-	defer watcher.Close() //nolint:errcheck // nothing was written
+	defer watcher.Close()
 	f := follower{Source: s, watcher: watcher, assembler: source.NewAssembler(), publish: publish}
 	f.look()
 	f.reload()
