@@ -91,7 +91,7 @@ func startLoop(t *testing.T, parts ...Part) (*loop, *fakeReporter) {
 	t.Helper()
 	s := newStatus(parts)
 	r := &fakeReporter{}
-	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test"), s, r)
+	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test", nil), s, r)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { l.run(ctx); close(done) }()

@@ -28,7 +28,8 @@ type metrics struct {
 	livezTotal    *prometheus.CounterVec // by code
 }
 
-func newMetrics(s *status, version string) *metrics {
+// newMetrics makes the metrics of an agent. lost, when not nil, tells since when the Kubernetes API has not answered.
+func newMetrics(s *status, version string, lost func() (time.Time, error)) *metrics {
 	seconds := prometheus.ExponentialBuckets(0.001, 2, 15)
 	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: seconds}, labels)
@@ -52,6 +53,16 @@ func newMetrics(s *status, version string) *metrics {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "fairway_build_info", Help: "1, with the version as label.",
 		ConstLabels: prometheus.Labels{"version": version}})
 	build.Set(1)
+	if lost != nil {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "fairway_api_lost_seconds",
+			Help: "How long the Kubernetes API has not answered; 0 while it does. What was last known stays in force."}, func() float64 {
+			since, err := lost()
+			if err == nil {
+				return 0
+			}
+			return time.Since(since).Seconds()
+		}))
+	}
 	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.planDuration,
 		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -69,7 +69,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	s := newStatus(parts)
-	m := newMetrics(s, o.Version)
+	m := newMetrics(s, o.Version, w.lost)
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	healthServer, err := listen(ctx, "health", o.Config.HealthzBindAddress, healthHandler(s, m, time.Now))
 	if err != nil {
@@ -130,17 +130,21 @@ type world struct {
 		Run(context.Context) error
 		Event(about cluster.Ref, eventType, reason, message string)
 	}
+	// lost tells since when the API has not answered; nil where there is none.
+	lost func() (since time.Time, err error)
 }
 
 func (o Options) open() (world, error) {
 	if o.ClusterDir != "" {
-		return world{&file.Source{Dir: o.ClusterDir, OnError: folderError(o.ClusterDir)}, report.Discard{}}, nil
+		folder := &file.Source{Dir: o.ClusterDir, OnError: folderError(o.ClusterDir)}
+		return world{source: folder, reporter: report.Discard{}}, nil
 	}
 	client, err := kube.Connect(kube.Options{Kubeconfig: o.Kubeconfig, Version: o.Version})
 	if err != nil {
 		return world{}, err
 	}
-	return world{kube.New(client), report.New(client, o.Config.NodeName)}, nil
+	api := kube.New(client)
+	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost}, nil
 }
 
 func folderError(dir string) func(error) {
