@@ -3,7 +3,7 @@
 # make test    runs every test, those in network namespaces and against a real control plane too (needs root)
 # make unit    runs the tests that need no root
 # make lint    vet, gofmt, staticcheck, go mod verify, and govulncheck where its database can be reached
-# make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up)
+# make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up, make demo-down takes it down)
 # make bench   prints what large rule sets cost (needs root)
 # make clean   removes what was built
 
@@ -17,7 +17,7 @@ DEMO_TOOLS := iptables-nft=iptables ip=iproute2
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 
-.PHONY: help build test unit lint demo bench clean tools demo-tools root
+.PHONY: help build test unit lint demo demo-down bench clean tools demo-tools root
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,7 +39,12 @@ lint:
 	@test/vulnerabilities.sh $(GOVULNCHECK)
 
 demo: demo-tools build
-	$(SUDO) go run ./test/demo
+	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
+	@$(SUDO) bin/demo -agent bin/fairway $(if $(filter-out 0,$(KEEP)),-keep)
+
+demo-down:
+	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
+	@$(SUDO) bin/demo -down
 
 bench: tools build
 	$(SUDO) go run ./test/bench

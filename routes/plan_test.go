@@ -290,6 +290,14 @@ Node i: NextHopUnreachable: InternalIP 10.200.1.1 is this node's own address (li
 10.200.3.0/24 via 10.240.0.99 dev eth0 proto 102
 `,
 	}, {
+		name:  "a network on lo leads nowhere",
+		own:   node("own", 1, "10.240.0.11 10.200.1.0/24"),
+		nodes: []*cluster.Node{node("b", 2, "10.98.0.2 10.200.2.0/24")},
+		host: &cluster.Host{Links: []cluster.Link{
+			{Index: 1, Name: "lo", Up: true, Loopback: true, Addrs: prefixes("127.0.0.1/8", "10.98.0.1/24")},
+			link(2, "eth0", "10.240.0.11/24")}},
+		want: "Node b: NextHopUnreachable: InternalIP 10.98.0.2 is on no link of this node; a direct route needs an address in one of its networks: 10.240.0.0/24 on eth0.",
+	}, {
 		name:  "no network of the family",
 		own:   node("own", 1, usualOwn),
 		nodes: []*cluster.Node{node("b", 2, "10.240.0.12 fd00:240::12 10.200.2.0/24 fd00:200:2::/64")},

@@ -220,8 +220,9 @@ func (d *detector) defect(ctx context.Context, b *Backend, f cluster.Family) str
 	if !randomFully {
 		return fmt.Sprintf("%s is version %s, 1.6.2 is the oldest that does", path, version)
 	}
-	// Without -w: that somebody holds the lock right now means that the family works, and is no reason to do without.
-	if _, err := d.run(ctx, command{path: path, args: []string{"-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil && !lockedOut(err) {
+	// That somebody holds the lock right now means that the family works, and is no reason to do without. The wait has
+	// to be given: iptables-legacy 1.8.9 waits for ever without.
+	if _, err := d.run(ctx, command{path: path, args: []string{"-w", "1", "-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil && !lockedOut(err) {
 		return unusable(err)
 	}
 	b.Version, b.RandomFully = version, randomFully

@@ -61,7 +61,7 @@ const (
 	canary       = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
 	threeRules   = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\n-A INPUT -j ACCEPT\n-A INPUT -j DROP\nCOMMIT\n"
 	ofKubeProxy  = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-FIREWALL - [0:0]\n-A KUBE-SERVICES -j RETURN\nCOMMIT\n"
-	probe        = " -t nat -S POSTROUTING"
+	probe        = " -w 1 -t nat -S POSTROUTING"
 )
 
 func TestDetect(t *testing.T) {
@@ -87,7 +87,7 @@ func TestDetect(t *testing.T) {
 		{"no save", NFT, fakeHost{"iptables-nft": "", "iptables-nft-restore": ""}, "", "iptables-nft-save is not in PATH"},
 		{"v6 refused", NFT, hostWith(allCommands, "ip6tables-nft"+probe, "!ip6tables v1.8.9: can't initialize ip6tables table `nat'"), "nft IPv4", "the kernel refuses it (ip6tables v1.8.9: can't initialize"},
 		{"v4 refused", NFT, hostWith(allCommands, "iptables-nft"+probe, "!broken"), "nft IPv6", "the kernel refuses it (broken)"},
-		{"lock held", Legacy, hostWith(allCommands, "iptables-legacy"+probe, "!Another app is currently holding the xtables lock. Perhaps you want to use the -w option?"), "legacy IPv4 IPv6", ""},
+		{"lock held", Legacy, hostWith(allCommands, "iptables-legacy"+probe, "!Another app is currently holding the xtables lock. Stopped waiting after 1s."), "legacy IPv4 IPv6", ""},
 		{"no IPv6", NFT, hostWith(allCommands, "no IPv6", "yes"), "nft IPv4", "the kernel runs without IPv6"},
 		{"preferred one does not work", Auto, hostWith(allCommands, "iptables-nft-save", threeRules, "iptables-nft"+probe, "!broken", "ip6tables-nft"+probe, "!broken"), "legacy IPv4 IPv6", "does not work: IPv4: the kernel refuses it (broken)"},
 		{"not permitted", NFT, hostWith(allCommands, "iptables-nft"+probe, "!Permission denied (you must be root)", "ip6tables-nft"+probe, "!Permission denied (you must be root)"), "", "not permitted; the capability NET_ADMIN is needed"},

@@ -92,7 +92,7 @@ func (r *Rules) Verify(ctx context.Context, f cluster.Family) (*iptables.Restore
 func (r *Rules) keeper(f cluster.Family) *keeper {
 	k := r.keepers[f]
 	if k == nil {
-		k = &keeper{family: f, tables: r.tables, now: r.now, confirm: true, held: map[cluster.Ref]*held{}, spelled: spelling{}}
+		k = &keeper{family: f, tables: r.tables, now: r.now, held: map[cluster.Ref]*held{}, spelled: spelling{}}
 		r.keepers[f] = k
 	}
 	return k
@@ -108,8 +108,9 @@ type keeper struct {
 	// counted is the Ruleset that the two counts are of.
 	counted               *iptables.Ruleset
 	rulesFilter, rulesNAT int
-	// confirm asks for a look at the kernel after the next write.
-	confirm bool
+	// fresh is true when have was read, and nothing was written since. A write on top of it is looked at afterwards:
+	// what it repairs may be a spelling that was not seen yet.
+	fresh   bool
 	spelled spelling
 	held    map[cluster.Ref]*held
 }
@@ -139,7 +140,7 @@ func (k *keeper) current(ctx context.Context) (*iptables.Ruleset, error) {
 		if err != nil {
 			return nil, err
 		}
-		k.have = k.spelled.translate(read)
+		k.have, k.fresh = k.spelled.translate(read), true
 	}
 	return k.have, nil
 }
@@ -152,7 +153,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 	}
 	r := iptables.Diff(have, want)
 	if r.Empty() {
-		k.have = want // Equal, but it shares its memory with what is planned next.
+		k.have, k.fresh = want, false // Equal, but it shares its memory with what is planned next.
 		return nil, nil
 	}
 	// Whatever becomes of the write, part of it may take effect.
@@ -160,7 +161,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 	if err := k.tables.Apply(ctx, k.family, r); err != nil {
 		return r, err
 	}
-	if k.confirm || len(k.spelled) > 0 {
+	if k.fresh || len(k.spelled) > 0 {
 		return r, k.readBack(ctx, have, want)
 	}
 	k.have = want
@@ -177,10 +178,10 @@ func (k *keeper) readBack(ctx context.Context, had, want *iptables.Ruleset) erro
 	k.spelled.learn(had, want, read)
 	read = k.spelled.translate(read)
 	if r := iptables.Diff(read, want); !r.Empty() {
-		k.have = read
+		k.have, k.fresh = read, true
 		return fmt.Errorf("%s rules differ in %d chains right after they were written; is another program writing them?", k.family, r.Chains())
 	}
-	k.have, k.confirm = want, false
+	k.have, k.fresh = want, false
 	return nil
 }
 
@@ -196,11 +197,8 @@ func (k *keeper) verify(ctx context.Context) (*iptables.Restore, error) {
 	}
 	r := iptables.Diff(read, known)
 	if r.Empty() {
-		k.have = known
-		return r, nil
+		k.have, k.fresh = known, false
 	}
-	// What looks like tampering may be a spelling that was not seen yet: the repair will tell.
-	k.confirm = true
 	return r, nil
 }
 

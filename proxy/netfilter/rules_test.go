@@ -238,6 +238,17 @@ func TestSpelling(t *testing.T) {
 	}
 	mustSync(t, rules, w.desired())
 	idle("after the second repair")
+
+	// A spelling that first turns up later, and is noticed by reading again: repaired once, then known.
+	k = newFake(cluster.IPv4)
+	rules = NewRules(k)
+	mustSync(t, rules, w.desired())
+	k.print = func(rule string) string { return strings.ReplaceAll(rule, " -p sctp ", " -p 132 ") }
+	w.services[2] = w.service(2, 3)
+	mustSync(t, rules, w.desired())
+	rules.Invalidate()
+	mustSync(t, rules, w.desired())
+	idle("after a late spelling")
 }
 
 // A program that undoes what was just written is an error, not a spelling.

@@ -36,7 +36,7 @@ func afOf(f cluster.Family) uint8 {
 func encode(req *nl.NetlinkRequest, header *nl.RtMsg, r routes.Route) {
 	header.Family = afOf(r.Family())
 	header.Dst_len = uint8(r.Dst.Bits())
-	header.Protocol = 4
+	header.Protocol = routes.Protocol
 	req.AddData(header)
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
 	if r.Gateway.IsValid() {

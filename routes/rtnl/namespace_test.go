@@ -80,16 +80,6 @@ func (ns *namespace) ip(args string) string {
 	return string(out)
 }
 
-// batch runs many ip commands at once.
-func (ns *namespace) batch(commands []string) {
-	ns.t.Helper()
-	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		ns.t.Fatalf("ip -batch: %v: %s", err, out)
-	}
-}
-
 // shown returns the routes of both families that ip shows in a table and whose line has a part, one a line, blanks
 // normalised. (Asked for one protocol, ip would leave the protocol out of its answer.)
 func (ns *namespace) shown(table, part string) string {
@@ -257,4 +247,19 @@ func (ns *namespace) startBatch(commands []string) *exec.Cmd {
 		ns.t.Fatal(err)
 	}
 	return cmd
+}
+
+// monitor returns a socket that receives what the kernel tells of these groups.
+func (ns *namespace) monitor(groups ...uint) *nl.NetlinkSocket {
+	ns.t.Helper()
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		ns.t.Fatal(err)
+	}
+	ns.t.Cleanup(s.Close)
+	limit := unix.NsecToTimeval(patience.Nanoseconds())
+	if err := s.SetReceiveTimeout(&limit); err != nil {
+		ns.t.Fatal(err)
+	}
+	return s
 }

@@ -53,11 +53,7 @@ func TestReplaceLeavesNoGap(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
 	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12"))
-	monitor, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Close()
+	monitor := ns.monitor(unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.22", "fd00:200:2::/64 fd00:240::22"))
 	sync(t, c, table(t, c)) // ends the list
 	var seen []string

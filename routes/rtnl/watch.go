@@ -67,18 +67,19 @@ func (c *Conn) watchWith(ctx context.Context, buffer int, changed func(Event)) e
 	if err != nil {
 		return fmt.Errorf("watch routes: subscribe: %w", err)
 	}
+	// Beyond net.core.rmem_max the size needs CAP_NET_ADMIN; what the maximum allows does as well, with more overruns.
+	if socket.SetReceiveBufferSize(buffer, true) != nil {
+		if err := socket.SetReceiveBufferSize(buffer, false); err != nil {
+			socket.Close()
+			return fmt.Errorf("watch routes: size of receive buffer: %w", err)
+		}
+	}
 	stop := context.AfterFunc(ctx, socket.Close)
 	defer func() {
 		if stop() { // not run, and it never will be
 			socket.Close()
 		}
 	}()
-	// Beyond net.core.rmem_max the size needs CAP_NET_ADMIN; what the maximum allows does as well, with more overruns.
-	if socket.SetReceiveBufferSize(buffer, true) != nil {
-		if err := socket.SetReceiveBufferSize(buffer, false); err != nil {
-			return fmt.Errorf("watch routes: size of receive buffer: %w", err)
-		}
-	}
 	changed(everything)
 	for {
 		messages, from, err := socket.Receive()

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-net/fairway/routes"
@@ -78,11 +77,7 @@ func TestWatchTellsOfAForeignRouteThatTookOurPlace(t *testing.T) {
 func TestWatchIsQuietAboutOurWritesAndOthersRoutes(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.open()
-	monitor, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer monitor.Close()
+	monitor := ns.monitor(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	sync(t, c, manyRoutes(t, c, 20))
 	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12"))
 	ns.ip("route add 172.16.1.0/24 via 10.240.0.99 proto static")

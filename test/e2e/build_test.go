@@ -19,7 +19,7 @@ const (
 
 // binaries are the paths of the built commands.
 type binaries struct {
-	etcd, apiserver, kubectl, fairway string
+	etcd, apiserver, kubectl string
 }
 
 // sourceDir is the folder of this file, test/e2e; repoDir the repository's.

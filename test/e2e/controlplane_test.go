@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,16 @@ type controlPlane struct {
 	config     *rest.Config // of the administrator, dialing from inside the namespace
 	client     *kubernetes.Clientset
 	kubeconfig string // the administrator's, for kubectl in the namespace
+	starts     []span // of the API server
+}
+
+// A span is the time from the start of something until it was ready.
+type span struct{ from, to time.Time }
+
+// starting tells whether the API server was not ready yet at a time. It answers then already, but refuses everybody
+// until it has read the roles.
+func (cp *controlPlane) starting(at time.Time) bool {
+	return slices.ContainsFunc(cp.starts, func(s span) bool { return at.After(s.from) && at.Before(s.to) })
 }
 
 // startControlPlane starts etcd and kube-apiserver on a machine; it returns when the API is ready.
@@ -92,23 +103,22 @@ func (cp *controlPlane) startAPIServer(tb testing.TB) {
 		"--allow-privileged=true",
 		"--profiling=false",
 	}
+	start := time.Now()
 	cp.apiserver = cp.logs.start(tb, "kube-apiserver", cp.ns, nil, cp.bin.apiserver, args...)
-	took := eventually(tb, "certificate of the API server", func() error {
+	eventually(tb, "certificate of the API server", func() error {
 		_, err := os.Stat(cp.caFile())
 		return err
 	})
 	cp.connect(tb)
-	took += eventually(tb, "API server ready", func() error {
+	eventually(tb, "API server ready", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_, err := cp.client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
 		return err
 	})
-	tb.Logf("API server ready after %s", took.Round(10*time.Millisecond))
+	cp.starts = append(cp.starts, span{start, time.Now()})
+	tb.Logf("API server ready after %s", time.Since(start).Round(10*time.Millisecond))
 }
-
-// stopAPIServer kills kube-apiserver without notice, as a crash would.
-func (cp *controlPlane) stopAPIServer() { cp.apiserver.Kill() }
 
 // connect makes the administrator's client and kubeconfig.
 func (cp *controlPlane) connect(tb testing.TB) {

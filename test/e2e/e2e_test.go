@@ -143,6 +143,10 @@ func (w *world) clusterIP(t *testing.T) {
 		if r := from.Ask(lab.Dial{Proto: lab.TCP, To: vip}); r.Seen.Addr() != from.Addr(cluster.FamilyOf(vip.Addr())) {
 			t.Errorf("%s: %s", vip, r)
 		}
+		echo := netip.AddrPortFrom(vip.Addr(), 7)
+		if err := spread(from.Namespace, lab.Dial{Proto: lab.UDP, To: echo}, []string{"pod-a2", "pod-b2"}); err != nil {
+			t.Errorf("%s: %v", echo, err)
+		}
 	}
 }
 
@@ -257,8 +261,8 @@ func (w *world) nodeJoinsAndLeaves(t *testing.T) {
 func (w *world) restartAgents(t *testing.T) {
 	unlock := w.holdLock(t, "node-a")
 	for _, node := range []string{"node-a", "node-b"} {
-		rules, routes := w.rules(t, node), w.routes(t, node)
 		monitors := w.monitor(t, node)
+		rules, routes := w.rules(t, node), w.routes(t, node)
 		w.agents[node].Kill()
 		w.startAgent(t, node, w.daemonSet)
 		w.waitReady(t, node)
@@ -357,14 +361,17 @@ func (w *world) eventuallySpread(t *testing.T, from string, to netip.AddrPort, p
 
 func (w *world) eventuallySpreadFrom(t *testing.T, from *lab.Namespace, to netip.AddrPort, pods ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("answers at %s", to), func() error {
-		// The chance that one of two pods is missed by 40 fair throws is below one in 10^11.
-		got := from.Spread(lab.Dial{Proto: lab.TCP, To: to}, 40)
-		if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, pods) {
-			return fmt.Errorf("%v answered, want %v", got, pods)
-		}
-		return nil
-	})
+	eventually(t, fmt.Sprintf("answers at %s", to), func() error { return spread(from, lab.Dial{Proto: lab.TCP, To: to}, pods) })
+}
+
+// spread asks until each of two pods should have answered, and expects answers of these pods only.
+func spread(from *lab.Namespace, to lab.Dial, pods []string) error {
+	// The chance that one of two pods is missed by 40 fair throws is below one in 10^11.
+	got := from.Spread(to, 40)
+	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, pods) {
+		return fmt.Errorf("%v answered %s, want %v", got, to.Proto, pods)
+	}
+	return nil
 }
 
 func (w *world) podReaches(from, to string) error {

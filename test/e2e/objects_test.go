@@ -48,7 +48,7 @@ func (a api) deleteNode(name string) {
 }
 
 // createService makes a Service of both families without selector and returns it with the addresses and the node
-// port that the API server gave it. The port is named http; it is 80, and 8080 at the pods.
+// ports that the API server gave it. Its ports are http, 80/TCP, and echo, 7/UDP; at the pods both are podPort.
 func (a api) createService(name string, kind corev1.ServiceType) *corev1.Service {
 	a.tb.Helper()
 	policy := corev1.IPFamilyPolicyRequireDualStack
@@ -56,7 +56,10 @@ func (a api) createService(name string, kind corev1.ServiceType) *corev1.Service
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.ServiceSpec{
 			Type: kind, IPFamilyPolicy: &policy,
-			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(podPort)}},
+			Ports: []corev1.ServicePort{
+				{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(podPort)},
+				{Name: "echo", Protocol: corev1.ProtocolUDP, Port: 7, TargetPort: intstr.FromInt32(podPort)},
+			},
 		},
 	}, metav1.CreateOptions{})
 	if err != nil {
@@ -104,14 +107,16 @@ func endpoint(addr netip.Addr, node string) discoveryv1.Endpoint {
 func (a api) setSlice(service string, kind discoveryv1.AddressType, endpoints []discoveryv1.Endpoint) {
 	a.tb.Helper()
 	ctx, slices := context.Background(), a.DiscoveryV1().EndpointSlices(namespace)
-	port, name, protocol := int32(podPort), "http", corev1.ProtocolTCP
+	port, http, tcp, echo, udp := int32(podPort), "http", corev1.ProtocolTCP, "echo", corev1.ProtocolUDP
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:   service + "-" + strings.ToLower(string(kind)),
 			Labels: map[string]string{discoveryv1.LabelServiceName: service},
 		},
 		AddressType: kind, Endpoints: endpoints,
-		Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &protocol}},
+		Ports: []discoveryv1.EndpointPort{
+			{Name: &http, Port: &port, Protocol: &tcp}, {Name: &echo, Port: &port, Protocol: &udp},
+		},
 	}
 	have, err := slices.List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + slice.Name})
 	if err == nil && len(have.Items) == 0 {

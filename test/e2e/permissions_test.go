@@ -26,7 +26,8 @@ type auditEvent struct {
 	User       struct{ Username string }
 	ObjectRef  *struct{ Resource, Subresource, APIGroup string }
 	// Annotations has the authorizer's decision.
-	Annotations map[string]string
+	Annotations              map[string]string
+	RequestReceivedTimestamp metav1.MicroTime
 }
 
 // checkPermissions compares what the ServiceAccount was granted with what the agents asked for in the whole test,
@@ -43,6 +44,9 @@ func (w *world) checkPermissions(t *testing.T) {
 			t.Fatalf("audit log: %v: %s", err, line)
 		}
 		if e.User.Username != "system:serviceaccount:kube-system:fairway" {
+			continue
+		}
+		if w.cp.starting(e.RequestReceivedTimestamp.Time) {
 			continue
 		}
 		if decision := e.Annotations["authorization.k8s.io/decision"]; decision != "allow" {

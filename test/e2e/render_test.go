@@ -24,14 +24,7 @@ func (w *world) render(t *testing.T) {
 		if err := os.WriteFile(file, []byte(objects+"---\n"+w.host(t, node)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		rules := lines(w.runRender(t, node, file, "iptables"))
-		installed := lines(w.rules(t, node))
-		// Of the kernel's rules the ones that are not ours do not count: built-in chains, and the kubelet's hint.
-		installed = slices.DeleteFunc(installed, func(l string) bool {
-			return !strings.Contains(l, "KUBE-") || strings.Contains(l, "KUBE-IPTABLES-HINT")
-		})
-		rules = slices.DeleteFunc(rules, func(l string) bool { return !strings.Contains(l, "KUBE-") })
-		compare(t, "rules of "+node, rules, installed)
+		compare(t, "rules of "+node, chains(w.runRender(t, node, file, "iptables")), chains(w.rules(t, node)))
 
 		ours := slices.DeleteFunc(lines(w.routes(t, node)), func(l string) bool { return !strings.Contains(l, " proto 102") })
 		compare(t, "routes of "+node, lines(w.runRender(t, node, file, "routes")), ours)
@@ -111,15 +104,36 @@ func (w *world) host(t *testing.T, node string) string {
 func lines(text string) []string {
 	var out []string
 	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
-			out = append(out, line)
-		}
+		out = append(out, strings.TrimSpace(line))
 	}
 	slices.Sort(out)
 	return out
 }
 
-// compare expects two sorted lists of lines to be equal and shows what only one of them has.
+// chains returns the lines of what iptables-save prints for both families that are about our chains. Each line begins
+// with its family's number, table and chain; sorted by these, they keep their order within a chain. Of the built-in
+// chains the jumps to ours are left, and the kubelet's hint is not ours.
+func chains(text string) []string {
+	var out []string
+	var table string
+	seen := map[string]int{} // how often a table came; a second time is the other family
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "*") {
+			seen[line]++
+			table = fmt.Sprintf("%d%s", seen[line], line)
+		}
+		if !strings.Contains(line, "KUBE-") || strings.Contains(line, "KUBE-IPTABLES-HINT") {
+			continue
+		}
+		chain := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(line, ":"), "-A "))[0]
+		out = append(out, table+" "+chain+" "+line)
+	}
+	slices.SortStableFunc(out, func(a, b string) int { return slices.Compare(strings.Fields(a)[:2], strings.Fields(b)[:2]) })
+	return out
+}
+
+// compare expects two lists of lines to be equal and shows what only one of them has.
 func compare(t *testing.T, what string, rendered, installed []string) {
 	t.Helper()
 	if len(rendered) == 0 {
@@ -140,6 +154,6 @@ func compare(t *testing.T, what string, rendered, installed []string) {
 		}
 	}
 	if !t.Failed() {
-		t.Errorf("%s: the same lines in different numbers:\n%s\ninstalled:\n%s", what, strings.Join(rendered, "\n"), strings.Join(installed, "\n"))
+		t.Errorf("%s: the same lines in another order or number:\n%s\ninstalled:\n%s", what, strings.Join(rendered, "\n"), strings.Join(installed, "\n"))
 	}
 }

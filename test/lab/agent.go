@@ -53,6 +53,8 @@ type AgentOptions struct {
 	Without []string
 	// Env is added to the environment.
 	Env []string
+	// Binary is the agent to run; AgentBinary's when empty.
+	Binary string
 	// Log gets a copy of what the agent writes; nobody when nil.
 	Log io.Writer
 }

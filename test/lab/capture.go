@@ -24,6 +24,8 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	// TCPFlags are the flags of a TCP header: 0x02 SYN, 0x04 RST, 0x10 ACK.
 	TCPFlags uint8
+	// Seq and Ack are the sequence numbers of a TCP header.
+	Seq, Ack uint32
 	// ICMPType is the type of an ICMP or ICMPv6 message.
 	ICMPType uint8
 	// Length is the whole IP packet's, in octets.
@@ -194,6 +196,7 @@ func (p *Packet) transport(data []byte) (src, dst uint16) {
 		}
 		if p.Protocol == unix.IPPROTO_TCP && len(data) >= 14 {
 			p.TCPFlags = data[13]
+			p.Seq, p.Ack = binary.BigEndian.Uint32(data[4:]), binary.BigEndian.Uint32(data[8:])
 		}
 		return binary.BigEndian.Uint16(data), binary.BigEndian.Uint16(data[2:])
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:

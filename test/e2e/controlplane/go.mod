@@ -1,4 +1,4 @@
-// The control plane that the end-to-end tests run against: a real kube-apiserver and etcd, built from
+// The control plane that the end-to-end tests run against: a real kube-apiserver and etcd, and kubectl, built from
 // their Go modules. A go.mod of their own keeps these modules out of the agent's dependencies.
 module github.com/fairway-net/fairway/test/e2e/controlplane
 

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairway-net/fairway/agent"
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/synth"
+)
+
+// The networks of the made-up clusters, as package synth numbers them.
+var (
+	clusterCIDR    = netip.MustParsePrefix("10.128.0.0/9")
+	serviceCIDR    = netip.MustParsePrefix("10.96.0.0/12")
+	infrastructure = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/64")}
+)
+
+// timing is how long something took, and how long the programs that it ran used a processor.
+type timing struct{ wall, cpu sample }
+
+// time runs f and adds what it took.
+func (t *timing) time(f func() error) error {
+	var err error
+	before := childrenCPU()
+	t.wall.time(func() { err = f() })
+	t.cpu = append(t.cpu, childrenCPU()-before)
+	return err
+}
+
+// childrenCPU is the processor time, in user and kernel mode, of all programs that this process ran and that have ended.
+func childrenCPU() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &u); err != nil {
+		panic("bench: getrusage: " + err.Error()) // only wrong arguments fail
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// kernel is what the rules of one size cost in the kernel, by backend.
+type kernel struct {
+	services int
+	by       map[lab.Backend]*restores
+}
+
+type restores struct {
+	version string
+	full    timing // into empty tables
+	change  timing // one changed endpoint
+	read    timing // everything, compared with what should be
+}
+
+// measureKernel loads rules into fresh namespaces, the backends taking turns.
+func measureKernel(ctx context.Context, services int, o options) (kernel, error) {
+	k := kernel{services: services, by: map[lab.Backend]*restores{}}
+	for i := range o.full {
+		for _, b := range lab.Backends {
+			progress("%d Services into iptables-%s, %d of %d", services, b, i+1, o.full)
+			if k.by[b] == nil {
+				k.by[b] = &restores{}
+			}
+			if err := loadOnce(ctx, b, madeUp(services, o.endpoints), o.changes, k.by[b]); err != nil {
+				return k, fmt.Errorf("%d services, iptables-%s: %w", services, b, err)
+			}
+		}
+	}
+	return k, nil
+}
+
+// loadOnce makes a machine, loads a cluster's rules, changes them a few times and looks whether they are right.
+func loadOnce(ctx context.Context, b lab.Backend, s *cluster.Snapshot, changes int, r *restores) (err error) {
+	machine, err := lab.New(machines(synth.NodeName), lab.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closing := machine.Close(); err == nil {
+			err = closing
+		}
+	}()
+	node := machine.Node(synth.NodeName)
+	if err := os.Setenv("XTABLES_LOCKFILE", node.LockFile()); err != nil {
+		return err
+	}
+	// The programs run where the thread is that starts them.
+	return node.Do(func() error {
+		backend, err := netfilter.Detect(ctx, string(b))
+		if err != nil {
+			return err
+		}
+		r.version = backend.Version
+		l := loader{ctx: ctx, backend: backend, have: &iptables.Ruleset{Family: cluster.IPv4}}
+		plan := agent.MakePlan(s, config(), agent.Offline, nil)
+		if err := l.apply(rulesOf(plan), &r.full); err != nil {
+			return err
+		}
+		for i := range changes {
+			s = synth.Changed(s, (i*997)%len(s.Services), 200+i)
+			plan = agent.MakePlan(s, config(), agent.Offline, plan)
+			if err := l.apply(rulesOf(plan), &r.change); err != nil {
+				return err
+			}
+		}
+		return l.verify(&r.read)
+	})
+}
+
+// A loader writes rules, and knows which are there.
+type loader struct {
+	ctx     context.Context
+	backend *netfilter.Backend
+	have    *iptables.Ruleset
+}
+
+func (l *loader) apply(want *iptables.Ruleset, t *timing) error {
+	err := t.time(func() error {
+		return l.backend.Apply(l.ctx, cluster.IPv4, iptables.Diff(l.have, want))
+	})
+	l.have = want
+	return err
+}
+
+// verify reads the rules back and compares them.
+func (l *loader) verify(t *timing) error {
+	return t.time(func() error {
+		read, err := l.backend.Read(l.ctx, cluster.IPv4)
+		if err != nil {
+			return err
+		}
+		if r := iptables.Diff(read, l.have); !r.Empty() {
+			return fmt.Errorf("the kernel holds other rules than were loaded, %d chains differ", r.Chains())
+		}
+		return nil
+	})
+}
+
+// machines is a network with nodes, numbered as the made-up clusters number them, and a machine for the control plane.
+func machines(names ...string) lab.Topology {
+	t := lab.Topology{
+		Networks: []lab.NetworkSpec{{Name: "infra", Prefixes: infrastructure,
+			Gateways: []netip.Addr{netip.MustParseAddr("10.0.255.1"), netip.MustParseAddr("fd00::ffff")}}},
+		Router:       "router",
+		Clients:      []lab.ClientSpec{{Name: "control", Addrs: []netip.Addr{netip.MustParseAddr("10.0.255.2")}}},
+		ClusterCIDRs: []netip.Prefix{clusterCIDR},
+		ServiceCIDRs: []netip.Prefix{serviceCIDR},
+	}
+	for i, name := range names {
+		n := synth.Node(i)
+		t.Nodes = append(t.Nodes, lab.NodeSpec{Name: name, Addrs: n.InternalIPs, PodCIDRs: n.PodCIDRs})
+	}
+	return t
+}

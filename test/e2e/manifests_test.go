@@ -1,0 +1,63 @@
+package e2e
+
+import (
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/fairway-net/fairway/agent"
+)
+
+// TestManifestConfiguration holds the ConfigMap's file to what it says of itself: the agent takes it, it has every field,
+// and but for detectLocal.mode its values are the defaults.
+func TestManifestConfiguration(t *testing.T) {
+	path := manifests(t, "base", "agent-configuration.yaml")
+	read, err := agent.ReadConfiguration(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := read.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defaults := agent.AgentConfiguration{DetectLocal: agent.DetectLocal{Mode: "NodeCIDR"}}
+	want, err := defaults.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the file means %+v, want the defaults with mode NodeCIDR: %+v", got, want)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]any
+	if err := yaml.Unmarshal(text, &fields); err != nil {
+		t.Fatal(err)
+	}
+	for _, missing := range missingFields(reflect.TypeFor[agent.AgentConfiguration](), fields, "") {
+		t.Errorf("the file lacks %s", missing)
+	}
+}
+
+// missingFields returns the paths of a struct's fields that decoded YAML does not have.
+func missingFields(typ reflect.Type, have map[string]any, path string) []string {
+	var out []string
+	for i := range typ.NumField() {
+		name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+		value, ok := have[name]
+		if !ok {
+			out = append(out, path+name)
+			continue
+		}
+		if typ.Field(i).Type.Kind() == reflect.Struct {
+			inner, _ := value.(map[string]any)
+			out = append(out, missingFields(typ.Field(i).Type, inner, path+name+".")...)
+		}
+	}
+	return out
+}
