@@ -13,11 +13,15 @@ import (
 	"github.com/fairway-net/fairway/routes"
 )
 
-// Values of linux/rtnetlink.h and linux/icmpv6.h that x/sys/unix lacks.
+// Values of linux/rtnetlink.h, linux/icmpv6.h and linux/netconf.h that x/sys/unix lacks.
 const (
 	extMaskSkipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 	prefMedium       = 0      // ICMPV6_ROUTER_PREF_MEDIUM
 	attrTypeMask     = 0x3fff // NLA_TYPE_MASK of linux/netlink.h: the rest are flags
+
+	netconfIfindex    = 1  // NETCONFA_IFINDEX
+	netconfForwarding = 2  // NETCONFA_FORWARDING
+	netconfAll        = -1 // NETCONFA_IFINDEX_ALL
 )
 
 // errShort is for a message of the kernel that is shorter than its fixed header.

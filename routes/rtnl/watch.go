@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,7 +19,8 @@ import (
 type Event uint8
 
 const (
-	// RoutesChanged: somebody else changed a route of ours, or one to a destination of ours.
+	// RoutesChanged: somebody else changed a route of ours, or one to a destination of ours; or turned forwarding off, which
+	// [EnsureForwarding] turns on again.
 	RoutesChanged Event = 1 << iota
 	// HostChanged: a link or an address changed. It always comes with RoutesChanged, because the kernel drops the IPv4
 	// routes of a link that goes down, or that loses its last address, without a word about them. So after it a Sync is
@@ -63,7 +65,8 @@ func (c *Conn) Watch(ctx context.Context, changed func(Event)) error {
 
 func (c *Conn) watchWith(ctx context.Context, buffer int, changed func(Event)) error {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
-		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return fmt.Errorf("watch routes: subscribe: %w", err)
 	}
@@ -119,9 +122,40 @@ func (c *Conn) classify(messages []syscall.NetlinkMessage) Event {
 			if m.Header.Pid != c.port && c.concerns(m.Data) {
 				e |= RoutesChanged
 			}
+		case unix.RTM_NEWNETCONF:
+			if stopsForwarding(m.Data) {
+				e |= RoutesChanged
+			}
 		}
 	}
 	return e
+}
+
+// stopsForwarding reports whether a changed setting, the payload of RTM_NEWNETCONF, is that the namespace as a whole
+// forwards no more. Forwarding that is turned on is nothing to repair: we do so ourselves.
+func stopsForwarding(payload []byte) bool {
+	const header = 4 // struct netconfmsg of linux/netconf.h, one octet, aligned
+	if len(payload) < header {
+		return true // better one Sync too many
+	}
+	attrs, err := nl.ParseRouteAttr(payload[header:])
+	if err != nil {
+		return true
+	}
+	all, off := false, false
+	for _, a := range attrs {
+		if len(a.Value) != 4 {
+			continue
+		}
+		value := int32(binary.NativeEndian.Uint32(a.Value))
+		switch a.Attr.Type {
+		case netconfIfindex:
+			all = value == netconfAll
+		case netconfForwarding:
+			off = value == 0
+		}
+	}
+	return all && off
 }
 
 // concerns reports whether a changed route is ours, or goes where one of ours goes.

@@ -175,7 +175,7 @@ func (d *demo) shell(ns *lab.Namespace, command string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	d.out.command(d.short(ns), command, out)
+	d.out.command(d.short(ns)+"#", command, out)
 	return out, nil
 }
 
@@ -261,7 +261,9 @@ func (d *demo) end(err error, interrupted bool) int {
 	gone := fmt.Sprintf("Taken down: %d namespaces, %d agents, all files. Nothing is left.", spaces, len(d.agents))
 	switch {
 	case closing != nil:
-		d.showLogs(os.Stderr)
+		if d.out.failed() == nil {
+			d.showLogs(os.Stderr)
+		}
 		if len(d.left()) == 0 {
 			d.out.line(gone)
 		}

@@ -108,7 +108,7 @@ func (d *demo) routeDeleted() error {
 	if err := d.await(func() error { return listening(monitor.PID()) }); err != nil {
 		return err
 	}
-	d.out.command("node1", watch+" &", "")
+	d.out.command("node1#", watch+" &", "")
 	if _, err := d.shell(node1, "ip route del 10.200.2.0/24"); err != nil {
 		return err
 	}
@@ -312,7 +312,7 @@ func (d *demo) render() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", command, err, out)
 	}
-	d.out.command("anywhere", command, string(out))
+	d.out.command("anywhere$", command, string(out))
 	if !strings.Contains(string(out), "Node greedy: "+cluster.ReasonPodCIDRRefused) {
 		return fmt.Errorf("the plan has no Note about the node: %s", out)
 	}

@@ -77,9 +77,9 @@ func (p *printer) title(text string) {
 	p.line(p.paint(bold, fmt.Sprintf("%d  %s", p.step, text)))
 }
 
-// command shows a command and what it printed.
-func (p *printer) command(where, command, output string) {
-	p.line("   " + p.paint(dim, where+"# ") + command)
+// command shows a prompt with a command, and what that printed.
+func (p *printer) command(prompt, command, output string) {
+	p.line("   " + p.paint(dim, prompt+" ") + command)
 	p.indented("     ", output)
 }
 

@@ -50,6 +50,7 @@ func TestCluster(t *testing.T) {
 		{"traffic goes on without the API server", (*world).restartAPIServer},
 		{"a deleted Service is gone", (*world).deleteService},
 		{"what RBAC grants is what is used", (*world).checkPermissions},
+		{"the documents' commands of kubectl work", (*world).documented},
 	}
 	for _, s := range steps {
 		if !t.Run(s.name, func(t *testing.T) { s.run(w, t) }) {

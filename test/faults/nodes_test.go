@@ -137,6 +137,9 @@ func TestFault27RangesRefused(t *testing.T) {
 	} {
 		o := r.agents["n1"].Options
 		if c.without != nil {
+			r.removeNode("bad")
+			r.write()
+			r.eventually(eventBound, func() error { return r.quiet(r.n1, cluster.ReasonPodCIDRRefused) })
 			r.ok(r.agents["n1"].Stop(startBound))
 			o.Without = c.without
 			o.Flags = []string{"--detect-local-mode=NodeCIDR"}

@@ -264,12 +264,21 @@ func (r *rig) eventually(bound time.Duration, condition func() error) {
 	r.ok(lab.Eventually(bound, condition))
 }
 
-// same fails the test when two texts differ.
+// same fails the test when two texts differ, and shows the lines that only one of them has.
 func (r *rig) same(what, before, after string) {
 	r.Helper()
-	if before != after {
-		r.Errorf("%s changed from\n%sto\n%s", what, before, after)
+	if before == after {
+		return
 	}
+	lines := func(mark, in, notIn string) (out string) {
+		for line := range strings.Lines(in) {
+			if !strings.Contains("\n"+notIn, "\n"+line) {
+				out += mark + line
+			}
+		}
+		return out
+	}
+	r.Errorf("%s changed:\n%s%s", what, lines("-", before, after), lines("+", after, before))
 }
 
 // metric is the value of a series of an agent's /metrics, named as it stands there; 0 when there is none.
