@@ -32,8 +32,12 @@ type Report struct {
 	Retry time.Duration
 }
 
-// auditEvery is how often a Part reads everything back although nothing seems to have changed.
-const auditEvery = 30 * time.Second
+// How often a Part reads everything back although nothing seems to have changed: every 30 s, or so much less often that
+// it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two seconds.)
+const (
+	auditEvery = 30 * time.Second
+	auditShare = 50
+)
 
 // A goal is a Plan with its place in the order of Plans.
 type goal struct {
@@ -87,14 +91,14 @@ func (r *runner) kick() {
 // run works until the context ends. What is in the kernel stays there.
 func (r *runner) run(ctx context.Context) {
 	var g goal
-	audit := time.NewTicker(auditEvery)
+	audit := time.NewTimer(auditEvery)
 	defer audit.Stop()
 	for {
 		var retry <-chan time.Time
 		if d, ok := r.pace.retryIn(time.Now()); ok {
 			retry = time.After(d)
 		}
-		reread := false
+		reread, audited := false, false
 		select {
 		case <-ctx.Done():
 			return
@@ -102,8 +106,11 @@ func (r *runner) run(ctx context.Context) {
 		case <-r.kicks:
 			reread = true
 		case <-audit.C:
-			reread = true
+			reread, audited = true, true
 		case <-retry:
+		}
+		if audited {
+			audit.Reset(auditEvery)
 		}
 		if g.plan == nil {
 			continue
@@ -115,11 +122,14 @@ func (r *runner) run(ctx context.Context) {
 		case g = <-r.goals:
 		default:
 		}
-		r.sync(ctx, g, reread)
+		if took := r.sync(ctx, g, reread); audited {
+			audit.Reset(max(auditEvery, auditShare*took))
+		}
 	}
 }
 
-func (r *runner) sync(ctx context.Context, g goal, reread bool) {
+// sync runs the Part once, and returns how long that took.
+func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
@@ -131,7 +141,7 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) {
 	}
 	r.pace.ran(o.start, o.end, o.report, o.err != nil)
 	if ctx.Err() != nil {
-		return
+		return 0
 	}
 	if o.report.Drift > 0 {
 		klog.InfoS("Repaired what somebody else had changed", "part", o.part, "changes", o.report.Drift)
@@ -144,6 +154,7 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) {
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
 	}
 	r.done(o)
+	return o.end.Sub(o.start)
 }
 
 // sleep waits; it returns false when the context ended meanwhile.
