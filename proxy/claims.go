@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/internal/ordered"
 )
 
 // A claim kind is what two Services can contend for.
@@ -16,14 +17,22 @@ const (
 )
 
 // settle orders the ports by what they claim, and takes a contested claim away from all but the oldest Service.
-// kube-proxy leaves the winner to the order of a map.
+// kube-proxy leaves the winner to the order of a map. With a memo only what changed is put in order.
 func (t *Table) settle(prev *Table) (notes []cluster.Note) {
-	for kind := range t.claims {
-		t.claims[kind] = t.sortClaims(kind, prev)
+	if prev == nil || prev.Family != t.Family {
+		prev = &Table{}
 	}
-	t.ByClusterIP, t.ByNodePort = t.claims[clusterIPs], t.claims[nodePorts]
+	gone, fresh := t.Since(prev)
 	lost := map[*Port][2]bool{}
-	for kind, ports := range t.claims {
+	for kind := range t.claims {
+		order := func(a, b *Port) int {
+			if c := compareClaims(kind, a, b); c != 0 {
+				return c
+			}
+			return compareAge(a, b)
+		}
+		ports := ordered.Edit(prev.claims[kind], claiming(kind, gone), claiming(kind, fresh), order)
+		t.claims[kind] = ports
 		for i := 1; i < len(ports); i++ {
 			holder, p := ports[i-1], ports[i]
 			if compareClaims(kind, holder, p) != 0 {
@@ -44,6 +53,16 @@ func (t *Table) settle(prev *Table) (notes []cluster.Note) {
 	return notes
 }
 
+// claiming returns the ports that make a claim of the kind.
+func claiming(kind int, ports []*Port) (list []*Port) {
+	for _, p := range ports {
+		if kind == clusterIPs || p.NodePort != 0 {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 func conflictNote(kind int, p, holder *Port) cluster.Note {
 	what := fmt.Sprintf("%s:%d/%s", p.ClusterIP, p.Port, p.Protocol)
 	if kind == nodePorts {
@@ -55,115 +74,46 @@ func conflictNote(kind int, p, holder *Port) cluster.Note {
 
 // takeAway replaces the ports that lost a claim by copies without it.
 func (t *Table) takeAway(lost map[*Port][2]bool) {
-	t.ByClusterIP, t.ByNodePort = nil, nil
 	ports := make([]*Port, 0, len(t.Ports))
-	loser := make(map[*Port]*Port, len(lost))
 	for _, p := range t.Ports {
-		l, ok := lost[p]
-		if !ok {
+		if l, ok := lost[p]; ok {
+			left := *p
+			if l[clusterIPs] {
+				left.ClusterIP = netip.Addr{}
+			}
+			if l[nodePorts] {
+				left.NodePort = 0
+			}
+			p = &left
+		}
+		if p.ClusterIP.IsValid() || p.NodePort != 0 {
 			ports = append(ports, p)
-			continue
-		}
-		left := *p
-		if l[clusterIPs] {
-			left.ClusterIP = netip.Addr{}
-		}
-		if l[nodePorts] {
-			left.NodePort = 0
-		}
-		loser[p] = &left
-		if left.ClusterIP.IsValid() || left.NodePort != 0 {
-			ports = append(ports, &left)
 		}
 	}
 	t.Ports = ports
-	keep := func(kind int) (kept []*Port) {
-		for _, p := range t.claims[kind] {
-			if lost[p][kind] {
-				continue
-			}
-			if left := loser[p]; left != nil {
-				p = left
-			}
-			kept = append(kept, p)
-		}
-		return kept
-	}
-	t.ByClusterIP, t.ByNodePort = keep(clusterIPs), keep(nodePorts)
-}
-
-// sortClaims returns the ports with a claim of the kind in claim order. With a memo it merges what is new into the
-// previous order, so that one changed Service in ten thousand does not cost a sort.
-func (t *Table) sortClaims(kind int, prev *Table) []*Port {
-	claims := func(ports []*Port) []*Port {
-		var claiming []*Port
-		for _, p := range ports {
-			if kind == clusterIPs || p.NodePort != 0 {
-				claiming = append(claiming, p)
-			}
-		}
-		return claiming
-	}
-	order := func(a, b *Port) int {
-		return cmp.Or(compareClaims(kind, a, b), compareAge(a, b))
-	}
-	if prev == nil || prev.Family != t.Family {
-		all := claims(t.original())
-		slices.SortFunc(all, order)
-		return all
-	}
-	gone, fresh := t.Since(prev)
-	fresh = claims(fresh)
-	slices.SortFunc(fresh, order)
-	merged := make([]*Port, 0, len(prev.claims[kind])+len(fresh))
-	for _, p := range prev.claims[kind] {
-		if gone[p] {
-			continue
-		}
-		for len(fresh) > 0 && order(fresh[0], p) < 0 {
-			merged, fresh = append(merged, fresh[0]), fresh[1:]
-		}
-		merged = append(merged, p)
-	}
-	return append(merged, fresh...)
-}
-
-// original returns the ports as planned, before conflicts were settled.
-func (t *Table) original() []*Port {
-	var all []*Port
-	for _, s := range t.services {
-		all = append(all, s.ports...)
-	}
-	return all
 }
 
 // Since returns the ports of prev that are no longer there, and those that were not there yet, both as they were before
 // conflicts were settled. A changed port is in both. A Service's ports keep their pointers or are replaced together.
-func (t *Table) Since(prev *Table) (gone map[*Port]bool, fresh []*Port) {
-	gone = map[*Port]bool{}
-	drop := func(s planned) {
-		for _, p := range s.ports {
-			gone[p] = true
-		}
-	}
+func (t *Table) Since(prev *Table) (gone, fresh []*Port) {
 	old := prev.services
 	for _, s := range t.services {
-		for len(old) > 0 && before(old[0].service, s.service) {
-			drop(old[0])
+		for len(old) > 0 && old[0] != s && before(old[0].service, s.service) {
+			gone = append(gone, old[0].ports...)
 			old = old[1:]
 		}
-		if len(old) > 0 && !before(s.service, old[0].service) {
+		if len(old) > 0 && (old[0] == s || !before(s.service, old[0].service)) {
 			o := old[0]
 			old = old[1:]
-			if slices.Equal(o.ports, s.ports) {
+			if o == s || slices.Equal(o.ports, s.ports) {
 				continue
 			}
-			drop(o)
+			gone = append(gone, o.ports...)
 		}
 		fresh = append(fresh, s.ports...)
 	}
-	for _, s := range old {
-		drop(s)
+	for _, o := range old {
+		gone = append(gone, o.ports...)
 	}
 	return gone, fresh
 }
@@ -172,7 +122,10 @@ func compareClaims(kind int, a, b *Port) int {
 	if kind == nodePorts {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.NodePort, b.NodePort))
 	}
-	return cmp.Or(a.ClusterIP.Compare(b.ClusterIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	if c := a.ClusterIP.Compare(b.ClusterIP); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 // compareAge puts the older Service first. Creation times have whole seconds; the name decides between equals.

@@ -1,7 +1,7 @@
 package proxy
 
 import (
-	"cmp"
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,20 +23,20 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	node := s.Node(c.NodeName)
 	here := newLocality(c.NodeName, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
-	t.services = make([]planned, 0, len(s.Services))
+	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
-	var memo []planned
+	var memo []*planned
 	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
 		memo = prev.services
 	}
 	var notes []cluster.Note
 	for _, svc := range s.Services {
-		for len(memo) > 0 && before(memo[0].service, svc) {
+		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
 			memo = memo[1:]
 		}
-		var p planned
+		var p *planned
 		if len(memo) > 0 && memo[0].service == svc {
-			p = memo[0]
+			p, memo = memo[0], memo[1:]
 		} else {
 			p = planService(svc, f, here)
 		}
@@ -49,7 +49,10 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 }
 
 func before(a, b *cluster.Service) bool {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) < 0
+	if a.Namespace != b.Namespace {
+		return a.Namespace < b.Namespace
+	}
+	return a.Name < b.Name
 }
 
 // locality tells which endpoints are, or may be, on this node.
@@ -84,26 +87,19 @@ func (l locality) has(e *cluster.Endpoint) bool {
 	return false
 }
 
-func planService(svc *cluster.Service, f cluster.Family, here locality) planned {
-	p := planned{service: svc}
+func planService(svc *cluster.Service, f cluster.Family, here locality) *planned {
+	p := &planned{service: svc}
 	vip := svc.ClusterIP(f)
 	if !vip.IsValid() {
 		return p
 	}
 	p.notes = unsupported(svc, f)
-	type key struct {
-		name     string
-		protocol cluster.Protocol
-	}
-	seen := map[key]bool{}
-	for _, sp := range svc.Ports {
+	for i, sp := range svc.Ports {
 		// The API allows one port of a name; only a hand-written file can have two, which would share a chain.
-		if k := (key{sp.Name, sp.Protocol}); seen[k] {
+		if slices.ContainsFunc(svc.Ports[:i], func(o cluster.ServicePort) bool { return o.Name == sp.Name && o.Protocol == sp.Protocol }) {
 			p.notes = append(p.notes, cluster.Note{Object: svc.Ref(), Reason: cluster.ReasonInvalidField,
 				Detail: fmt.Sprintf("spec.ports has two %s ports named %q; the first is used, give the other a name of its own", sp.Protocol, sp.Name)})
 			continue
-		} else {
-			seen[k] = true
 		}
 		port := &Port{
 			Name:      PortName{svc.Namespace, svc.Name, sp.Name},
@@ -113,9 +109,9 @@ func planService(svc *cluster.Service, f cluster.Family, here locality) planned 
 			Port:      sp.Port,
 			NodePort:  sp.NodePort,
 		}
-		known := collect(svc, sp, f)
-		p.endpoints += len(known)
-		port.Backends = usable(known, here)
+		all := collect(svc, sp, f)
+		p.endpoints += len(all)
+		port.Backends = usable(all, here)
 		p.ports = append(p.ports, port)
 	}
 	return p
@@ -148,9 +144,16 @@ func unsupported(svc *cluster.Service, f cluster.Family) (notes []cluster.Note) 
 	return notes
 }
 
-// collect merges the slices of a service port: an endpoint is one address and port, however many slices name it.
-func collect(svc *cluster.Service, sp cluster.ServicePort, f cluster.Family) map[netip.AddrPort]*cluster.Endpoint {
-	all := map[netip.AddrPort]*cluster.Endpoint{}
+// A known is an endpoint of a service port at one address and port.
+type known struct {
+	at netip.AddrPort
+	*cluster.Endpoint
+}
+
+// collect merges the slices of a service port: an endpoint is one address and port, however many slices name it. They
+// are ordered by the text of address and port.
+func collect(svc *cluster.Service, sp cluster.ServicePort, f cluster.Family) []known {
+	var all []known
 	for _, slice := range svc.Slices {
 		if slice.Family != f {
 			continue
@@ -159,17 +162,35 @@ func collect(svc *cluster.Service, sp cluster.ServicePort, f cluster.Family) map
 			if ep.Name != sp.Name || ep.Protocol != sp.Protocol {
 				continue
 			}
+			all = slices.Grow(all, len(slice.Endpoints))
 			for i := range slice.Endpoints {
 				e := &slice.Endpoints[i]
-				at := netip.AddrPortFrom(e.Addr, ep.Port)
-				if old := all[at]; old == nil || better(e, old) {
-					all[at] = e
-				}
+				all = append(all, known{netip.AddrPortFrom(e.Addr, ep.Port), e})
 			}
 		}
 	}
-	return all
+	slices.SortStableFunc(all, func(a, b known) int { return compareText(a.at, b.at) })
+	merged := all[:0]
+	for _, k := range all {
+		last := len(merged) - 1
+		switch {
+		case last < 0 || merged[last].at != k.at:
+			merged = append(merged, k)
+		case better(k.Endpoint, merged[last].Endpoint):
+			merged[last] = k
+		}
+	}
+	return merged
 }
+
+// compareText compares what is written as text, as kube-proxy does to order rules: 10.0.0.10 comes before 10.0.0.9.
+func compareText(a, b netip.AddrPort) int {
+	var x, y [longestAddrPort]byte
+	return bytes.Compare(a.AppendTo(x[:0]), b.AppendTo(y[:0]))
+}
+
+// longestAddrPort is room for the text of an IPv6 address and port, which then needs no memory of its own.
+const longestAddrPort = len("[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535")
 
 // better tells which of two entries for one address and port to believe. While a pod moves from one slice to
 // another, both name it for a moment; the entry that lets it have traffic is the newer one. (kube-proxy prefers the
@@ -186,19 +207,24 @@ func better(e, old *cluster.Endpoint) bool {
 
 // usable picks the endpoints that get traffic: the ready ones or, when there are none at all, those which are
 // shutting down and still serve (KEP-1669).
-func usable(known map[netip.AddrPort]*cluster.Endpoint, here locality) []Backend {
-	pick := func(ok func(*cluster.Endpoint) bool) (picked []Backend) {
-		for at, e := range known {
-			if ok(e) {
-				picked = append(picked, Backend{Addr: at, Local: here.has(e)})
+func usable(all []known, here locality) []Backend {
+	pick := func(ok func(*cluster.Endpoint) bool) []Backend {
+		n := 0
+		for _, k := range all {
+			if ok(k.Endpoint) {
+				n++
+			}
+		}
+		picked := make([]Backend, 0, n)
+		for _, k := range all {
+			if ok(k.Endpoint) {
+				picked = append(picked, Backend{Addr: k.at, Local: here.has(k.Endpoint)})
 			}
 		}
 		return picked
 	}
-	backends := pick(func(e *cluster.Endpoint) bool { return e.Ready })
-	if len(backends) == 0 {
-		backends = pick(func(e *cluster.Endpoint) bool { return e.Serving && e.Terminating })
+	if ready := pick(func(e *cluster.Endpoint) bool { return e.Ready }); len(ready) > 0 {
+		return ready
 	}
-	slices.SortFunc(backends, func(a, b Backend) int { return cmp.Compare(a.Addr.String(), b.Addr.String()) })
-	return backends
+	return pick(func(e *cluster.Endpoint) bool { return e.Serving && e.Terminating })
 }

@@ -22,15 +22,11 @@ type Table struct {
 	// MasqueradeAll replaces the source of everything sent to a cluster IP.
 	MasqueradeAll bool
 
-	// ByClusterIP and ByNodePort hold the ports that have one, in the order of address (or none), protocol and
-	// number: what a dispatcher wants.
-	ByClusterIP, ByNodePort []*Port
-
 	// What follows is the memo for the next Plan.
 	config   Config
 	here     locality
-	services []planned
-	claims   [2][]*Port
+	services []*planned
+	claims   [2][]*Port // the ports by what they claim, as they were before conflicts were settled
 }
 
 // Without returns the Table without the ports of the given Services: what is left when they are quarantined.
@@ -38,11 +34,8 @@ func (t *Table) Without(refused map[cluster.Ref]bool) *Table {
 	if len(refused) == 0 {
 		return t
 	}
-	left := func(ports []*Port) []*Port {
-		return slices.DeleteFunc(slices.Clone(ports), func(p *Port) bool { return refused[p.Service.Ref()] })
-	}
 	rest := *t
-	rest.Ports, rest.ByClusterIP, rest.ByNodePort = left(t.Ports), left(t.ByClusterIP), left(t.ByNodePort)
+	rest.Ports = slices.DeleteFunc(slices.Clone(t.Ports), func(p *Port) bool { return refused[p.Service.Ref()] })
 	return &rest
 }
 

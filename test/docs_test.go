@@ -31,7 +31,7 @@ func TestConfigurationExample(t *testing.T) {
 	}
 	fields(reflect.TypeOf(*c), "", func(path string) {
 		name := path[strings.LastIndex(path, ".")+1:]
-		if !regexp.MustCompile(`(?m)^\s*` + name + `:`).MatchString(m[1]) && name != "bridgeInterface" {
+		if !regexp.MustCompile(`(?m)^\s*`+name+`:`).MatchString(m[1]) && name != "bridgeInterface" {
 			t.Errorf("the example of docs/configuration.md lacks %s", path)
 		}
 		if !strings.Contains(text, "`"+path+"`") && path != "apiVersion" && path != "kind" {

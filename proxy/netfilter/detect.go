@@ -100,6 +100,11 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them with fairway cleanup --iptables-backend %s",
 				second.Name, other.chains, second.Name))
 		}
+		if other.unread != nil {
+			first.Warnings = append(first.Warnings, fmt.Sprintf(
+				"iptables-%s has tables that can't be read, so what is in them did not count: %v; if this host uses it, give the agent the capabilities NET_ADMIN and NET_RAW",
+				second.Name, other.unread))
+		}
 		return first, nil
 	}
 	d.probe(ctx, second)

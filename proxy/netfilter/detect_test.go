@@ -77,6 +77,7 @@ func TestDetect(t *testing.T) {
 		{"older hint", Auto, hostWith(allCommands, "iptables-nft-save", canary), "nft IPv4 IPv6", "KUBE-KUBELET-CANARY"},
 		{"both hints, more rules", "", hostWith(allCommands, "iptables-nft-save", hint, "iptables-legacy-save", hint+threeRules), "legacy IPv4 IPv6", "iptables-legacy holds 3 rules, iptables-nft 0"},
 		{"more rules", Auto, hostWith(allCommands, "iptables-nft-save", threeRules, "iptables-legacy-save", ofKubeProxy), "nft IPv4 IPv6", "iptables-nft holds 3 rules, iptables-legacy 1"},
+		{"not readable", Auto, hostWith(allCommands, "iptables-legacy-save", "!Permission denied (you must be root)", plainVersion, "iptables v1.8.9 (nf_tables)"), "nft IPv4 IPv6", "give the agent the capabilities NET_ADMIN and NET_RAW"},
 		{"left by kube-proxy", Auto, hostWith(allCommands, "iptables-nft-save", threeRules, "iptables-legacy-save", ofKubeProxy), "nft IPv4 IPv6", "iptables-legacy holds 1 chains of Services"},
 		{"nothing there, plain is legacy", Auto, hostWith(allCommands, plainVersion, "iptables v1.8.9 (legacy)"), "legacy IPv4 IPv6", "the plain iptables command is iptables-legacy"},
 		{"nothing there, plain is nft", Auto, hostWith(allCommands, plainVersion, "iptables v1.8.9 (nf_tables)"), "nft IPv4 IPv6", "the plain iptables command is iptables-nft"},

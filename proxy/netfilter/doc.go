@@ -4,7 +4,7 @@
 // cannot hold up the others.
 //
 // A node's rules are kept by [Rules]: it remembers what it wrote, writes nothing when nothing changed, and reads the
-// kernel again after every failure, on [Rules.Invalidate], and on [Rules.Verify], which finds what others changed.
+// kernel again after every failure, and after [Rules.Invalidate], to find what others changed.
 //
 // The package decides nothing about services and writes no rule text: package proxy and package proxy/iptables do.
 // It never touches a chain that iptables.Owned does not name, and it looks at a backend that is not in use only in

@@ -14,15 +14,20 @@ type evidence struct {
 	hint string
 	// rules counts all rules, chains the chains that are ours (or kube-proxy's).
 	rules, chains int
+	// unread is why the tables could not be read, although there are some; nil when they were.
+	unread error
 }
 
 // look gathers a backend's evidence. It asks for no table by name: iptables-legacy would create it, while a save of
-// all lists what /proc/net/ip_tables_names has. What can't be read counts as nothing; probe tells why.
+// all lists what /proc/net/ip_tables_names has, which may be nothing. What can't be read counts as nothing.
 func (d *detector) look(ctx context.Context, b *Backend) (e evidence) {
 	for _, f := range b.Families() {
-		if seen, err := d.saved(ctx, b, f); err == nil {
-			e.add(seen)
+		seen, err := d.saved(ctx, b, f)
+		if err != nil {
+			e.unread = err
+			continue
 		}
+		e.add(seen)
 	}
 	return e
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -80,13 +79,6 @@ func (r *Rules) Invalidate() {
 	for _, k := range r.keepers {
 		k.have = nil
 	}
-}
-
-// Verify reads the kernel and returns what would repair it: an empty Restore when it holds what was last written. The
-// repair is not made; the next Sync makes it, or something better. Before the first Sync of a family there is nothing
-// to compare with, and the Restore is empty.
-func (r *Rules) Verify(ctx context.Context, f cluster.Family) (*iptables.Restore, error) {
-	return r.keeper(f).verify(ctx)
 }
 
 func (r *Rules) keeper(f cluster.Family) *keeper {
@@ -185,36 +177,11 @@ func (k *keeper) readBack(ctx context.Context, had, want *iptables.Ruleset) erro
 	return nil
 }
 
-func (k *keeper) verify(ctx context.Context) (*iptables.Restore, error) {
-	known := k.have
-	if known == nil {
-		return &iptables.Restore{}, nil
-	}
-	k.have = nil
-	read, err := k.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r := iptables.Diff(read, known)
-	if r.Empty() {
-		k.have, k.fresh = known, false
-	}
-	return r, nil
-}
-
 // count counts the rules that the tables hold, when that is known.
 func (k *keeper) count() (filter, nat int) {
 	if k.have != nil && k.have != k.counted {
 		k.counted = k.have
-		k.rulesFilter, k.rulesNAT = countRules(&k.have.Filter), countRules(&k.have.NAT)
+		k.rulesFilter, k.rulesNAT = k.have.Filter.Rules(), k.have.NAT.Rules()
 	}
 	return k.rulesFilter, k.rulesNAT
-}
-
-func countRules(t *iptables.Table) int {
-	n := len(t.Jumps)
-	for _, c := range t.Chains {
-		n += strings.Count(c.Rules, "\n")
-	}
-	return n
 }
