@@ -53,7 +53,7 @@ func announcePorts(old, table *proxy.Table) (lines []func()) {
 	}
 	gone, fresh := table.Since(old)
 	was := map[portLabel]bool{}
-	for p := range gone {
+	for _, p := range gone {
 		was[labelOf(p)] = true
 	}
 	for _, p := range fresh {

@@ -8,7 +8,8 @@ import "time"
 type pace struct {
 	// interval is the least time from one writing run's start to the next one's; 0 for none.
 	interval time.Duration
-	// share bounds the time spent: after a run that took d, the next starts no sooner than share×d after its start.
+	// share bounds the time spent: after a run that took d, the next starts no sooner than share×d after its start,
+	// unless d was spent waiting.
 	share int
 	// retryMin and retryMax bound the delay after a failure.
 	retryMin, retryMax time.Duration
@@ -38,7 +39,11 @@ func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
 // ran records a run: when it began and ended, what it reported, and whether it failed.
 func (p *pace) ran(start, end time.Time, r Report, failed bool) {
 	if r.Wrote || failed {
-		p.next = start.Add(max(p.interval, time.Duration(p.share)*end.Sub(start)))
+		rest := p.interval
+		if !r.Waited {
+			rest = max(rest, time.Duration(p.share)*end.Sub(start))
+		}
+		p.next = start.Add(rest)
 	}
 	if !failed {
 		p.retry, p.delay = time.Time{}, 0

@@ -27,6 +27,8 @@ func TestPace(t *testing.T) {
 	wait(time.Second, 0)
 	p.ran(at(time.Second), at(1200*time.Millisecond), Report{Wrote: true}, false)
 	wait(1200*time.Millisecond, 600*time.Millisecond) // what takes long comes less often
+	p.ran(at(time.Second), at(1200*time.Millisecond), Report{Waited: true}, true)
+	wait(1200*time.Millisecond, 300*time.Millisecond) // unless it only waited
 	p.ran(at(2*time.Second), at(2*time.Second), Report{}, false)
 	wait(2*time.Second, 0) // what wrote nothing delays nothing
 	retry(2*time.Second, 0, false)

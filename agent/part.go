@@ -23,6 +23,8 @@ type Part interface {
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
 	Wrote bool
+	// Waited is true when the Sync failed because a lock was not to be had: its time went by waiting, not working.
+	Waited bool
 	// Drift counts the routes or chains that were written. When the Plan was in the kernel already, they repaired what
 	// somebody else had changed.
 	Drift int

@@ -68,7 +68,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	}
 	s := plan.Services[p.index]
 	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
-	var report Report
+	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
 		report.Notes = append(report.Notes, r.Quarantined...)

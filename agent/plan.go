@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"reflect"
+
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
@@ -33,6 +35,10 @@ type Plan struct {
 	Services [2]Services
 	// Notes tell what was refused, and why; in order, without duplicates.
 	Notes []cluster.Note
+
+	// What follows is the memo for the routes of the next Plan.
+	config     Config
+	routeNotes []cluster.Note
 }
 
 // Services is one family's part of a Plan.
@@ -46,11 +52,14 @@ type Services struct {
 // MakePlan decides everything. It is pure; prev is a memo and nothing else, so that one changed endpoint costs one
 // service's rendering.
 func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
-	p := &Plan{Snapshot: s}
-	var notes []cluster.Note
-	p.Routes, notes = routes.Plan(s, c.routes())
+	p := &Plan{Snapshot: s, config: c}
+	if prev != nil && reflect.DeepEqual(prev.config, c) && routes.SameInput(prev.Snapshot, s) {
+		p.Routes, p.routeNotes = prev.Routes, prev.routeNotes
+	} else {
+		p.Routes, p.routeNotes = routes.Plan(s, c.routes())
+	}
 	p.Notes = append(p.Notes, s.Notes...)
-	p.Notes = append(p.Notes, notes...)
+	p.Notes = append(p.Notes, p.routeNotes...)
 	for i, f := range cluster.Families {
 		var memo Services
 		if prev != nil {

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/fairway-net/fairway/agent"
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/source/file"
+	"github.com/fairway-net/fairway/proxy/trace"
 )
 
 var update = flag.Bool("update", false, "rewrite the expectations of the scenarios; the diff is the review")
@@ -25,8 +27,9 @@ type scenario struct {
 	archive *txtar.Archive
 }
 
-// inputs are the files of a scenario that are not expectations.
-var inputs = []string{"flags", "cluster.yaml"}
+// inputs are the files of a scenario that are not expectations. packets has a line for each packet to trace: the
+// interface that it comes in on (or "self" when this node sends it), its source, its destination.
+var inputs = []string{"flags", "cluster.yaml", "packets"}
 
 func scenarios(t *testing.T) (all []scenario) {
 	t.Helper()
@@ -119,7 +122,11 @@ func TestScenarios(t *testing.T) {
 	for _, s := range scenarios(t) {
 		t.Run(s.name, func(t *testing.T) {
 			snapshot, config := s.load(t)
-			got := expectations(agent.MakePlan(snapshot, config, agent.Offline, nil))
+			plan := agent.MakePlan(snapshot, config, agent.Offline, nil)
+			got := expectations(plan)
+			if packets := s.file("packets"); packets != "" {
+				got = append(got, txtar.File{Name: "traces", Data: []byte(traces(t, plan, packets))})
+			}
 			if *update {
 				a := &txtar.Archive{Comment: s.archive.Comment}
 				for _, f := range s.archive.Files {
@@ -142,6 +149,50 @@ func TestScenarios(t *testing.T) {
 			compareFiles(t, got, want)
 		})
 	}
+}
+
+// traces follows packets through the plan's rules.
+func traces(t *testing.T, p *agent.Plan, packets string) string {
+	t.Helper()
+	local := func(a netip.Addr) bool {
+		if a.IsLoopback() {
+			return true
+		}
+		for _, l := range p.Snapshot.Host.Links {
+			if slices.ContainsFunc(l.Addrs, func(n netip.Prefix) bool { return n.Addr() == a }) {
+				return true
+			}
+		}
+		return false
+	}
+	var b strings.Builder
+	for line := range strings.Lines(packets) {
+		words := strings.Fields(line)
+		if len(words) != 3 || p.Snapshot.Host == nil {
+			t.Fatalf("packet %q: expected an interface, a source and a destination, and the scenario needs a Host", line)
+		}
+		packet := trace.Packet{Src: netip.AddrPortFrom(netip.MustParseAddr(words[1]), 40000), In: words[0]}
+		if packet.In == "self" {
+			packet.In = ""
+		}
+		to, protocol, _ := strings.Cut(words[2], "/")
+		packet.Dst = netip.MustParseAddrPort(to)
+		packet.Protocol = map[string]cluster.Protocol{"tcp": cluster.TCP, "udp": cluster.UDP, "sctp": cluster.SCTP}[protocol]
+		i := slices.Index(cluster.Families[:], cluster.FamilyOf(packet.Dst.Addr()))
+		rules, err := trace.Parse(cluster.Families[i], p.Services[i].Rules.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		outcomes, err := rules.Trace(packet, trace.Node{Local: local})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString(strings.Join(words, " ") + "\n")
+		for _, o := range outcomes {
+			b.WriteString("  " + o.String() + "\n")
+		}
+	}
+	return b.String()
 }
 
 func compareFiles(t *testing.T, got, want []txtar.File) {

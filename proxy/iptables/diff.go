@@ -17,7 +17,7 @@ type Restore struct {
 	text     strings.Builder
 	lines    int
 	sections []section
-	changed  map[cluster.Ref]bool
+	set      []chainChange
 	chains   int
 }
 
@@ -61,8 +61,14 @@ func (r *Restore) Blame(line int) (svc cluster.Ref, ok bool) {
 
 // Services returns the Services whose rules the Restore adds or changes: the suspects when it is refused.
 func (r *Restore) Services() []cluster.Ref {
-	list := make([]cluster.Ref, 0, len(r.changed))
-	for ref := range r.changed {
+	changed := map[cluster.Ref]bool{}
+	for _, s := range r.set {
+		for _, p := range s.ports() {
+			changed[p.Service.Ref()] = true
+		}
+	}
+	list := make([]cluster.Ref, 0, len(changed))
+	for ref := range changed {
 		list = append(list, ref)
 	}
 	slices.SortFunc(list, func(a, b cluster.Ref) int { return strings.Compare(a.String(), b.String()) })
@@ -71,7 +77,7 @@ func (r *Restore) Services() []cluster.Ref {
 
 // Diff returns what turns have into want. Chains whose text is equal are not touched.
 func Diff(have, want *Ruleset) *Restore {
-	r := &Restore{changed: map[cluster.Ref]bool{}}
+	r := &Restore{}
 	nat := compare(&have.NAT, &want.NAT)
 	filter := compare(&have.Filter, &want.Filter)
 	if nat.empty() {
@@ -115,11 +121,11 @@ func compare(have, want *Table) *change {
 		}
 	}
 	for _, w := range want.Chains {
-		for len(old) > 0 && old[0].Name < w.Name {
+		for len(old) > 0 && old[0] != w && old[0].Name < w.Name {
 			removed(old[0])
 			old = old[1:]
 		}
-		if len(old) == 0 || old[0].Name != w.Name {
+		if len(old) == 0 || old[0] != w && old[0].Name != w.Name {
 			c.set = append(c.set, chainChange{w, ""})
 			continue
 		}
@@ -214,12 +220,16 @@ func (r *Restore) write(table string, c *change) {
 	if c.empty() {
 		return
 	}
-	r.line("*", table)
 	names := slices.Clone(c.remove)
+	size := 0
 	for _, s := range c.set {
 		names = append(names, s.Name)
+		size += len(s.Rules)
 	}
 	slices.Sort(names)
+	// A first load is megabytes, which should not be copied from one buffer to the next larger one.
+	r.text.Grow(size + 2*(len(names)+4)*maxChainName)
+	r.line("*", table)
 	for _, n := range names {
 		r.line(":", n, " - [0:0]")
 	}
@@ -234,37 +244,29 @@ func (r *Restore) write(table string, c *change) {
 		r.sections = append(r.sections, section{r.lines + 1, s.Chain})
 		r.text.WriteString(s.Rules)
 		r.lines += strings.Count(s.Rules, "\n")
-		r.suspect(s)
 	}
+	r.set = append(r.set, c.set...)
 	for _, n := range c.remove {
 		r.line("-X ", n)
 	}
 	r.line("COMMIT")
 }
 
-// suspect records the Services that a changed chain has new rules of.
-func (r *Restore) suspect(s chainChange) {
-	note := func(p *proxy.Port) {
-		if p != nil {
-			r.changed[p.Service.Ref()] = true
-		}
+// ports returns the service ports that a changed chain has new rules of.
+func (c chainChange) ports() (list []*proxy.Port) {
+	if len(c.Chain.ports) == 1 {
+		return c.Chain.ports
 	}
-	if len(s.ports) == 1 {
-		note(s.ports[0])
-		return
-	}
-	var had map[string]bool
-	if s.old != "" {
-		had = map[string]bool{}
-		for line := range strings.Lines(s.old) {
-			had[line] = true
-		}
+	had := map[string]bool{}
+	for line := range strings.Lines(c.old) {
+		had[line] = true
 	}
 	i := 0
-	for line := range strings.Lines(s.Rules) {
-		if i < len(s.ports) && !had[line] {
-			note(s.ports[i])
+	for line := range strings.Lines(c.Rules) {
+		if i < len(c.Chain.ports) && c.Chain.ports[i] != nil && !had[line] {
+			list = append(list, c.Chain.ports[i])
 		}
 		i++
 	}
+	return list
 }

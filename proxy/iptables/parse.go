@@ -8,22 +8,15 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// Parse reads what iptables-save printed (without counters of rules) and returns what is ours in it. Other tables and
-// other chains are passed over, but not their rules that lead to our chains. An error means that the text is not
-// iptables-save's; it names the line.
-func Parse(f cluster.Family, save string) (*Ruleset, error) {
+// Parse reads what iptables-save printed (without counters of rules), in one piece or several, and returns what is ours in
+// it. Other tables and other chains are passed over, but not their rules that lead to our chains. An error means that
+// the text is not iptables-save's; it names the line. The Ruleset is made of parts of the text, and keeps it in memory.
+func Parse(f cluster.Family, saves ...string) (*Ruleset, error) {
 	r := &Ruleset{Family: f}
-	p := parser{}
-	for rest, n := save, 0; rest != ""; {
-		var line string
-		line, rest, _ = strings.Cut(rest, "\n")
-		n++
-		if err := p.line(r, line); err != nil {
-			return nil, fmt.Errorf("parse iptables-save output, line %d: %w", n, err)
+	for _, save := range saves {
+		if err := parseInto(r, save); err != nil {
+			return nil, fmt.Errorf("parse iptables-save output: %w", err)
 		}
-	}
-	if p.inTable {
-		return nil, fmt.Errorf("parse iptables-save output: it ends within table %q", p.name)
 	}
 	for _, name := range Tables {
 		t := r.Table(name)
@@ -31,6 +24,21 @@ func Parse(f cluster.Family, save string) (*Ruleset, error) {
 	}
 	r.Large = withoutComments(r.NAT.Chains)
 	return r, nil
+}
+
+func parseInto(r *Ruleset, save string) error {
+	p := parser{}
+	n := 0
+	for line := range strings.Lines(save) {
+		n++
+		if err := p.line(r, line); err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	if p.inTable {
+		return fmt.Errorf("it ends within table %q", p.name)
+	}
+	return nil
 }
 
 // A parser is the state between two lines of iptables-save output.
@@ -46,10 +54,24 @@ type parser struct {
 // substring of its output.
 type chainText struct {
 	chain *Chain
-	rules strings.Builder
+	// first is the text from the first rule to the end of the table's text, of which the first n bytes are the chain's.
+	first string
+	n     int
+	// apart is all that was collected, when it was not in one piece.
+	apart []byte
+}
+
+// rule adds a line, which begins the rest of the text.
+func (c *chainText) rule(line string) {
+	switch {
+	case c.n == 0:
+		c.first, c.n = line, len(line)
+	}
 }
 
 func (p *parser) line(r *Ruleset, line string) error {
+	rule := line
+	line = strings.TrimSuffix(line, "\n")
 	switch {
 	case line == "" || line[0] == '#':
 		return nil
@@ -59,9 +81,6 @@ func (p *parser) line(r *Ruleset, line string) error {
 	case !p.inTable:
 		return fmt.Errorf("%q stands outside of a table", line)
 	case line == "COMMIT":
-		for _, c := range p.owned {
-			c.chain.Rules = c.rules.String()
-		}
 		*p = parser{}
 		return nil
 	case p.table == nil:
@@ -69,7 +88,7 @@ func (p *parser) line(r *Ruleset, line string) error {
 	case line[0] == ':':
 		return p.declare(line[1:])
 	case strings.HasPrefix(line, "-A "):
-		p.rule(line)
+		p.rule(rule)
 		return nil
 	}
 	return fmt.Errorf("%q is no chain, rule or COMMIT", line)

@@ -3,11 +3,14 @@ package iptables
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/internal/ordered"
 )
 
 // Options are the properties of a Ruleset that do not depend on any service.
@@ -39,114 +42,119 @@ func LargeCluster(endpoints int, was bool) bool {
 	return endpoints > largeAbove
 }
 
-// memo is what Render keeps for the next Render: the inputs of every chain.
+// inputs are what the rules of all ports depend on.
+type inputs struct {
+	family  cluster.Family
+	options Options
+	local   proxy.LocalTraffic
+	all     bool
+}
+
+// memo is what Render keeps for the next Render. Everything in it is in the Ruleset too; it only tells what came from
+// which port.
 type memo struct {
-	options  Options
-	local    proxy.LocalTraffic
-	all      bool
-	rendered map[*proxy.Port]*portRules
-	services []*Chain // the chains of services and endpoints in nat, by name
-	dispatch map[string]*Chain
-	filter   map[string]*Chain
+	inputs
+	ports   []*proxy.Port
+	rules   []*portRules // of these ports
+	entries [places][]*entry
+	trees   [places]*part
 }
 
 // Render writes the rules for a Table, one family. prev is a memo and nothing else: the rules of a port that kept its
 // pointer are taken over, and the result equals that of Render(t, o, nil).
 func Render(t *proxy.Table, o Options, prev *Ruleset) *Ruleset {
-	r := &Ruleset{Family: t.Family, Large: o.Large}
-	m := &memo{options: o, local: t.Local, all: t.MasqueradeAll, rendered: make(map[*proxy.Port]*portRules, len(t.Ports))}
-	old := &memo{}
-	if prev != nil && prev.memo != nil && prev.Family == t.Family {
-		old = prev.memo
+	m := &memo{inputs: inputs{t.Family, o, t.Local, t.MasqueradeAll}}
+	if prev == nil || prev.memo == nil || prev.memo.inputs != m.inputs {
+		prev = &Ruleset{memo: &memo{}}
 	}
-	known := old.rendered
-	if old.options != m.options || old.local != m.local || old.all != m.all {
-		known = nil
+	gone, fresh := m.renderPorts(t.Ports, prev.memo)
+	for place := range m.entries {
+		m.entries[place] = ordered.Edit(prev.memo.entries[place], entriesAt(place, gone), entriesAt(place, fresh), compareEntries)
 	}
-	p := portRenderer{family: t.Family, options: o, local: t.Local, masqueradeAll: t.MasqueradeAll}
-	var fresh []*Chain
-	for _, port := range t.Ports {
-		rules := known[port]
-		if rules == nil {
-			rules = p.render(port)
-			fresh = append(fresh, rules.chains...)
-		}
-		m.rendered[port] = rules
-	}
-	if known == nil {
-		slices.SortFunc(fresh, compareChains)
-		m.services = fresh
-	} else {
-		m.services = mergeChains(old.services, known, m.rendered, fresh)
-	}
-	r.NAT = natTable(t, o, m, old)
-	r.Filter = filterTable(t, o, m, old)
-	r.memo = m
+	r := &Ruleset{Family: t.Family, Large: o.Large, memo: m}
+	r.NAT = m.nat(prev, gone, fresh)
+	r.Filter = m.filter(prev)
 	return r
+}
+
+// renderPorts writes the rules of all ports, and returns those which an earlier Render had more, and fewer.
+func (m *memo) renderPorts(ports []*proxy.Port, old *memo) (gone, fresh []*portRules) {
+	m.ports, m.rules = ports, make([]*portRules, 0, len(ports))
+	p := portRenderer{family: m.family, options: m.options, local: m.local, masqueradeAll: m.all}
+	i := 0
+	for _, port := range ports {
+		for i < len(old.ports) && old.ports[i] != port && !later(old.ports[i], port) {
+			gone = append(gone, old.rules[i])
+			i++
+		}
+		if i < len(old.ports) && old.ports[i] == port {
+			m.rules = append(m.rules, old.rules[i])
+			i++
+			continue
+		}
+		rules := p.render(port)
+		m.rules, fresh = append(m.rules, rules), append(fresh, rules)
+	}
+	return append(gone, old.rules[i:]...), fresh
+}
+
+// later tells whether a port's Service comes after another's in the order of Tables.
+func later(p, than *proxy.Port) bool {
+	if p.Name.Namespace != than.Name.Namespace {
+		return p.Name.Namespace > than.Name.Namespace
+	}
+	return p.Name.Service > than.Name.Service
+}
+
+func entriesAt(place int, rules []*portRules) (list []*entry) {
+	for _, r := range rules {
+		if e := r.entries[place]; e != nil {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 func compareChains(a, b *Chain) int { return strings.Compare(a.Name, b.Name) }
 
-// mergeChains updates an ordered list of chains: out goes what belongs to ports that are no longer rendered.
-func mergeChains(old []*Chain, was, is map[*proxy.Port]*portRules, fresh []*Chain) []*Chain {
-	gone := map[*Chain]bool{}
-	for port, rules := range was {
-		if is[port] == nil {
-			for _, c := range rules.chains {
-				gone[c] = true
-			}
-		}
+// nat assembles nat: what translates.
+func (m *memo) nat(prev *Ruleset, gone, fresh []*portRules) Table {
+	d := dispatcher{}
+	for _, r := range gone {
+		d.gone = append(d.gone, r.chains...)
 	}
-	slices.SortFunc(fresh, compareChains)
-	merged := make([]*Chain, 0, len(old)+len(fresh))
-	for _, c := range old {
-		if gone[c] {
-			continue
-		}
-		for len(fresh) > 0 && fresh[0].Name < c.Name {
-			merged, fresh = append(merged, fresh[0]), fresh[1:]
-		}
-		merged = append(merged, c)
+	for _, r := range fresh {
+		d.fresh = append(d.fresh, r.chains...)
 	}
-	return append(merged, fresh...)
-}
-
-// natTable assembles nat: what translates.
-func natTable(t *proxy.Table, o Options, m, old *memo) Table {
-	mark := fmt.Sprintf("%#x", uint32(1)<<o.MasqueradeBit)
-	var vips, ports []entry
-	for _, p := range t.ByClusterIP {
-		if rule := m.rendered[p].clusterIP; rule != "" {
-			vips = append(vips, entry{p.ClusterIP, rule, p})
+	m.dispatch(&d, toClusterIP, chainServices, addressJump, prev, nodePortTail(m.family))
+	m.dispatch(&d, toNodePort, chainNodePorts, portJump, prev)
+	if len(prev.NAT.Chains) == 0 {
+		mark, random := m.mark(), ""
+		if m.options.RandomFully {
+			random = " --random-fully"
 		}
+		d.fresh = append(d.fresh,
+			fixedChain(chainMarkMasq, "-j MARK --set-xmark "+mark+"/"+mark),
+			fixedChain(chainPostrouting,
+				"-m mark ! --mark "+mark+"/"+mark+" -j RETURN",
+				// Cleared, so that a packet that passes here again (through a tunnel) is not masqueraded twice.
+				"-j MARK --set-xmark "+mark+"/0x0",
+				`-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE`+random))
 	}
-	for _, p := range t.ByNodePort {
-		if rule := m.rendered[p].nodePort; rule != "" {
-			ports = append(ports, entry{portKey(p.Protocol, p.NodePort), rule, p})
-		}
-	}
-	random := ""
-	if o.RandomFully {
-		random = " --random-fully"
-	}
-	d := dispatcher{jump: addressJump, memo: old.dispatch}
-	d.build(chainServices, vips, nodePortTail(t.Family))
-	d.jump = portJump
-	d.build(chainNodePorts, ports)
-	m.dispatch = byName(d.out)
-	fixed := append(d.out,
-		fixedChain(chainMarkMasq, fmt.Sprintf("-j MARK --set-xmark %s/%s", mark, mark)),
-		fixedChain(chainPostrouting,
-			fmt.Sprintf("-m mark ! --mark %s/%s -j RETURN", mark, mark),
-			// Cleared, so that a packet that passes here again (through a tunnel) is not masqueraded twice.
-			fmt.Sprintf("-j MARK --set-xmark %s/0x0", mark),
-			`-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE`+random))
-	slices.SortFunc(fixed, compareChains)
-	return Table{Chains: mergeChains(m.services, nil, nil, fixed), Jumps: jumps(
+	return Table{Chains: ordered.Edit(prev.NAT.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(
 		"PREROUTING", `-m comment --comment "kubernetes service portals" -j `+chainServices,
 		"OUTPUT", `-m comment --comment "kubernetes service portals" -j `+chainServices,
 		"POSTROUTING", `-m comment --comment "kubernetes postrouting rules" -j `+chainPostrouting)}
 }
+
+// dispatch builds the tree of a place.
+func (m *memo) dispatch(d *dispatcher, place int, chain string, jump func(netip.Prefix) (match, chain string), prev *Ruleset, tail ...string) {
+	d.jump = jump
+	m.trees[place] = d.build(part{}, chain, m.entries[place], prev.memo.trees[place], tail...)
+}
+
+// mark is the packet mark that says "replace the source", as iptables-save prints it.
+func (m *memo) mark() string { return fmt.Sprintf("%#x", uint32(1)<<m.options.MasqueradeBit) }
 
 // nodePortTail is the rule that sends what no VIP took to the node ports. The loopback network is left out: its
 // packets can't be sent elsewhere unless net.ipv4.conf.all.route_localnet opens the host's loopback services to the
@@ -160,36 +168,25 @@ func nodePortTail(f cluster.Family) string {
 		" -m addrtype --dst-type LOCAL -j " + chainNodePorts
 }
 
-// filterTable assembles filter: what is rejected, and what forwarding must not stop.
-func filterTable(t *proxy.Table, o Options, m, old *memo) Table {
-	mark := fmt.Sprintf("%#x", uint32(1)<<o.MasqueradeBit)
-	var vips []entry
-	external := chainWriter{name: chainExternal}
-	for _, p := range t.ByClusterIP {
-		if rule := m.rendered[p].rejectClusterIP; rule != "" {
-			vips = append(vips, entry{p.ClusterIP, rule, p})
+// filter assembles filter: what is rejected, and what forwarding must not stop.
+func (m *memo) filter(prev *Ruleset) Table {
+	d := dispatcher{}
+	m.dispatch(&d, rejectClusterIP, chainServices, addressJump, prev)
+	m.dispatch(&d, rejectNodePort, chainExternal, nil, prev)
+	if len(prev.Filter.Chains) == 0 {
+		mark := m.mark()
+		forward := []string{
+			`-m comment --comment "kubernetes forwarding rules" -m mark --mark ` + mark + "/" + mark + " -j ACCEPT",
+			`-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
 		}
-	}
-	for _, p := range t.ByNodePort {
-		if rule := m.rendered[p].rejectNodePort; rule != "" {
-			external.rule(rule, p)
+		if m.options.DropInvalid {
+			forward = slices.Insert(forward, 0, "-m conntrack --ctstate INVALID -j DROP")
 		}
+		d.fresh = append(d.fresh, fixedChain(chainForward, forward...))
 	}
-	d := dispatcher{jump: addressJump, memo: old.filter}
-	d.build(chainServices, vips)
-	m.filter = byName(d.out)
-	forward := []string{
-		fmt.Sprintf(`-m comment --comment "kubernetes forwarding rules" -m mark --mark %s/%s -j ACCEPT`, mark, mark),
-		`-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
-	}
-	if o.DropInvalid {
-		forward = slices.Insert(forward, 0, "-m conntrack --ctstate INVALID -j DROP")
-	}
-	chains := append(d.out, external.chain(nil), fixedChain(chainForward, forward...))
-	slices.SortFunc(chains, compareChains)
 	portals := `-m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j ` + chainServices
 	visible := `-m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" -j ` + chainExternal
-	return Table{Chains: chains, Jumps: jumps(
+	return Table{Chains: ordered.Edit(prev.Filter.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(
 		"INPUT", visible,
 		"FORWARD", `-m comment --comment "kubernetes forwarding rules" -j `+chainForward,
 		"FORWARD", portals,
@@ -204,28 +201,27 @@ func jumps(pairs ...string) (list []Jump) {
 	return list
 }
 
-func byName(chains []*Chain) map[string]*Chain {
-	m := make(map[string]*Chain, len(chains))
-	for _, c := range chains {
-		m[c.Name] = c
-	}
-	return m
-}
-
 func fixedChain(name string, rules ...string) *Chain {
-	w := chainWriter{name: name}
+	w := newChainWriter(name, len(rules))
 	for _, r := range rules {
-		w.rule(r, nil)
+		w.rule(nil, r)
 	}
-	return w.chain(nil)
+	return w.chain()
 }
 
-// portRules are the rules of one service port. A dispatcher's rules are without "-A CHAIN ", since the dispatcher
-// says where they stand; empty means that there is none.
+// The places where a port can have a rule that packets are dispatched by.
+const (
+	toClusterIP     = iota // nat, KUBE-SERVICES
+	toNodePort             // nat, KUBE-NODEPORTS
+	rejectClusterIP        // filter, KUBE-SERVICES
+	rejectNodePort         // filter, KUBE-EXTERNAL-SERVICES
+	places
+)
+
+// portRules are the rules of one service port: its chains in nat, and the entry at each place where it has one.
 type portRules struct {
-	chains                          []*Chain
-	clusterIP, nodePort             string
-	rejectClusterIP, rejectNodePort string
+	chains  []*Chain
+	entries [places]*entry
 }
 
 // A portRenderer writes the rules of single ports.
@@ -234,6 +230,10 @@ type portRenderer struct {
 	options       Options
 	local         proxy.LocalTraffic
 	masqueradeAll bool
+	// odds are the matches of probability, by the number of backends left.
+	odds []string
+	// svc and sep are writers whose memory serves one port after the other.
+	svc, sep chainWriter
 }
 
 func (r *portRenderer) render(p *proxy.Port) *portRules {
@@ -241,58 +241,71 @@ func (r *portRenderer) render(p *proxy.Port) *portRules {
 	name, protocol := p.Name.String(), p.Protocol.String()
 	vip := ""
 	if p.ClusterIP.IsValid() {
-		vip = fmt.Sprintf("-d %s/%d", p.ClusterIP, p.ClusterIP.BitLen())
+		vip = "-d " + p.ClusterIP.String() + "/" + strconv.Itoa(p.ClusterIP.BitLen())
 	}
-	dport := fmt.Sprintf("-m %s --dport %d", protocol, p.Port)
+	dport := dportMatch(protocol, p.Port)
 	if len(p.Backends) == 0 {
 		reject := " -j REJECT --reject-with " + rejectWith(r.family)
 		none := comment(name + " has no endpoints")
 		if vip != "" {
-			rules.rejectClusterIP = vip + " -p " + protocol + none + " " + dport + reject
+			rules.entries[rejectClusterIP] = &entry{p.ClusterIP, vip + " -p " + protocol + none + dport + reject, p}
 		}
 		if p.NodePort != 0 {
-			rules.rejectNodePort = fmt.Sprintf("-p %s%s -m addrtype --dst-type LOCAL -m %s --dport %d%s", protocol, none, protocol, p.NodePort, reject)
+			rules.entries[rejectNodePort] = &entry{portKey(p.Protocol, p.NodePort),
+				"-p " + protocol + none + " -m addrtype --dst-type LOCAL" + dportMatch(protocol, p.NodePort) + reject, p}
 		}
 		return rules
 	}
 	h := portHash(p)
-	svc := chainWriter{name: "KUBE-SVC-" + h}
+	svc := &r.svc
+	svc.name = "KUBE-SVC-" + h
 	portal := comment(name + " cluster IP")
 	if vip != "" {
-		rules.clusterIP = vip + " -p " + protocol + portal + " " + dport + " -j " + svc.name
+		rules.entries[toClusterIP] = &entry{p.ClusterIP, vip + " -p " + protocol + portal + dport + " -j " + svc.name, p}
 		if src, in, ok := r.masqueraded(); ok {
-			svc.rule(src+vip+in+" -p "+protocol+r.detail(portal)+" "+dport+" -j "+chainMarkMasq, p)
+			svc.rule(p, src, vip, in, " -p ", protocol, r.detail(portal), dport, " -j ", chainMarkMasq)
 		}
 	}
 	if p.NodePort != 0 {
-		ext := chainWriter{name: "KUBE-EXT-" + h}
-		ext.rule(strings.TrimPrefix(r.detail(comment("masquerade traffic for "+name+" external destinations"))+" -j "+chainMarkMasq, " "), p)
-		ext.rule("-j "+svc.name, p)
+		ext := &r.sep
+		ext.name = "KUBE-EXT-" + h
+		ext.rule(p, strings.TrimPrefix(r.detail(comment("masquerade traffic for "+name+" external destinations"))+" -j "+chainMarkMasq, " "))
+		ext.rule(p, "-j ", svc.name)
+		rules.entries[toNodePort] = &entry{portKey(p.Protocol, p.NodePort),
+			"-p " + protocol + comment(name) + dportMatch(protocol, p.NodePort) + " -j " + ext.name, p}
 		rules.chains = append(rules.chains, ext.one(p))
-		rules.nodePort = fmt.Sprintf("-p %s%s -m %s --dport %d -j %s", protocol, comment(name), protocol, p.NodePort, ext.name)
 	}
-	r.balance(&svc, p, name, rules)
+	r.balance(p, name, rules)
 	rules.chains = append(rules.chains, svc.one(p))
 	return rules
+}
+
+// dportMatch returns the match for a destination port, with a space before.
+func dportMatch(protocol string, port uint16) string {
+	return " -m " + protocol + " --dport " + strconv.Itoa(int(port))
 }
 
 // balance writes the rules that pick a backend: the i-th of n takes 1/(n-i) of what comes that far, so each gets an
 // equal share. A backend elsewhere is translated at once; one on this node has a chain that recognises its own
 // connections, which would otherwise be answered past the node.
-func (r *portRenderer) balance(svc *chainWriter, p *proxy.Port, name string, rules *portRules) {
+func (r *portRenderer) balance(p *proxy.Port, name string, rules *portRules) {
 	protocol := p.Protocol.String()
+	svc, sep := &r.svc, &r.sep
 	for i, b := range p.Backends {
 		endpoint := b.Addr.String()
-		pick := r.detail(comment(name+" -> "+endpoint)) + probability(len(p.Backends)-i)
+		pick, odds := "", r.probability(len(p.Backends)-i)
+		if !r.options.Large {
+			pick = comment(name + " -> " + endpoint)
+		}
 		if !b.Local {
-			svc.rule("-p "+protocol+pick+" -j DNAT --to-destination "+endpoint, p)
+			svc.rule(p, "-p ", protocol, pick, odds, " -j DNAT --to-destination ", endpoint)
 			continue
 		}
-		sep := chainWriter{name: endpointChain(p, endpoint)}
-		svc.rule(strings.TrimPrefix(pick+" -j "+sep.name, " "), p)
+		sep.name = endpointChain(p, endpoint)
+		svc.rule(p, strings.TrimPrefix(pick+odds+" -j ", " "), sep.name)
 		about := r.detail(comment(name))
-		sep.rule(fmt.Sprintf("-s %s/%d%s -j %s", b.Addr.Addr(), b.Addr.Addr().BitLen(), about, chainMarkMasq), p)
-		sep.rule("-p "+protocol+about+" -j DNAT --to-destination "+endpoint, p)
+		sep.rule(p, "-s ", b.Addr.Addr().String(), "/", strconv.Itoa(b.Addr.Addr().BitLen()), about, " -j ", chainMarkMasq)
+		sep.rule(p, "-p ", protocol, about, " -j DNAT --to-destination ", endpoint)
 		rules.chains = append(rules.chains, sep.one(p))
 	}
 }
@@ -325,12 +338,15 @@ func comment(text string) string { return ` -m comment --comment "` + text + `"`
 
 // probability returns the match that holds for one packet in n, in the kernel's resolution of 1/2^31 and the eleven
 // digits that iptables-save prints (libxt_statistic). One in one needs no match.
-func probability(n int) string {
-	if n == 1 {
-		return ""
+func (r *portRenderer) probability(n int) string {
+	for i := len(r.odds); i <= n; i++ {
+		match := ""
+		if i > 1 {
+			match = fmt.Sprintf(" -m statistic --mode random --probability %.11f", math.Round(float64(1<<31)/float64(i))/(1<<31))
+		}
+		r.odds = append(r.odds, match)
 	}
-	p := math.Round(float64(1<<31)/float64(n)) / (1 << 31)
-	return fmt.Sprintf(" -m statistic --mode random --probability %.11f", p)
+	return r.odds[n]
 }
 
 func rejectWith(f cluster.Family) string {
@@ -338,9 +354,4 @@ func rejectWith(f cluster.Family) string {
 		return "icmp6-port-unreachable"
 	}
 	return "icmp-port-unreachable"
-}
-
-// one returns the chain as one that is for a single port.
-func (w *chainWriter) one(p *proxy.Port) *Chain {
-	return &Chain{Name: w.name, Rules: w.rules.String(), ports: []*proxy.Port{p}}
 }

@@ -1,9 +1,11 @@
 package iptables
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
-	"strings"
+	"slices"
+	"sort"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -27,63 +29,116 @@ type entry struct {
 	port *proxy.Port
 }
 
+// compareEntries orders entries by what they match. No two of one dispatcher match the same.
+func compareEntries(a, b *entry) int {
+	if c := a.key.Compare(b.key); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.port.Protocol, b.port.Protocol), cmp.Compare(a.port.Port, b.port.Port))
+}
+
 // A dispatcher is a chain that sends packets to one of many chains by a key. It is a flat list while that is short,
 // else a tree of prefixes of the key: every chain divides its entries by the next four bits that differ, and short
 // parts stand in the chain itself. Jumps, not gotos: a packet that no entry of a part takes goes on behind the jump,
 // since a VIP may be one of the node's own addresses, and node ports come last.
 type dispatcher struct {
-	// jump returns the match for a prefix of the key, with a space behind, and the name of the chain for it.
+	// jump returns the match for a prefix of the key, with a space behind, and the name of the chain for it. Without it
+	// the dispatcher stays flat.
 	jump func(netip.Prefix) (match, chain string)
-	// memo are the chains of an earlier tree. An entry's rule depends on nothing but its port, so a list with the same
-	// ports has the same text.
-	memo map[string]*Chain
-	out  []*Chain
+	// gone and fresh collect the chains by which the tree differs from the one before.
+	gone, fresh []*Chain
 }
 
-// build adds a chain of the dispatcher's tree and all below it. entries are ordered by key; the chain ends with tail,
-// rules after "-A CHAIN ".
-func (d *dispatcher) build(name string, entries []entry, tail ...string) {
-	if old := d.memo[name]; old != nil && len(tail) == 0 && old.lists(entries) {
-		d.out = append(d.out, old)
-		return
+// A part is a chain of a dispatcher's tree and the parts that it sends packets to, in order.
+type part struct {
+	prefix netip.Prefix // of the keys of all entries; the root has none
+	match  string       // what the jump to the chain matches, with a space behind
+	chain  *Chain
+	parts  []*part
+}
+
+// below returns the part of a prefix that is directly below p, or nil. p may be nil.
+func (p *part) below(prefix netip.Prefix) *part {
+	if p != nil {
+		for _, q := range p.parts {
+			if q.prefix == prefix {
+				return q
+			}
+		}
 	}
-	w := chainWriter{name: name}
-	w.grow(len(entries))
+	return nil
+}
+
+// build makes a part, which has its name already, and all below it. entries are in order; the chain ends with tail, rules
+// after "-A CHAIN ". old is a memo: the part with that name in an earlier tree, or nil. An entry's rule depends on
+// nothing but its port, so a flat list with the same ports has the same text.
+func (d *dispatcher) build(p part, name string, entries []*entry, old *part, tail ...string) *part {
+	if old != nil && len(tail) == 0 && old.chain.lists(entries) {
+		return old
+	}
+	w := newChainWriter(name, len(entries)+len(tail))
 	// Many ports of one address can't be divided any further.
-	if len(entries) <= flatRules || entries[0].key == entries[len(entries)-1].key {
+	if d.jump == nil || len(entries) <= flatRules || entries[0].key == entries[len(entries)-1].key {
 		for _, e := range entries {
-			w.rule(e.rule, e.port)
+			w.rule(e.port, e.rule)
 		}
 	} else {
-		d.divide(&w, entries)
+		p.parts = d.divide(w, entries, old)
 	}
 	for _, r := range tail {
-		w.rule(r, nil)
+		w.rule(nil, r)
 	}
-	d.out = append(d.out, w.chain(d.memo[name]))
+	p.chain = w.chain()
+	if old == nil {
+		d.fresh = append(d.fresh, p.chain)
+		return &p
+	}
+	if old.chain.equal(p.chain) {
+		p.chain = old.chain
+	} else {
+		d.gone, d.fresh = append(d.gone, old.chain), append(d.fresh, p.chain)
+	}
+	for _, q := range old.parts {
+		if p.below(q.prefix) == nil {
+			d.drop(q)
+		}
+	}
+	return &p
 }
 
-// divide writes the rules that send each group of entries to a chain of its own.
-func (d *dispatcher) divide(w *chainWriter, entries []entry) {
+// drop notes that the chains of an earlier part and all below it are gone.
+func (d *dispatcher) drop(p *part) {
+	d.gone = append(d.gone, p.chain)
+	for _, q := range p.parts {
+		d.drop(q)
+	}
+}
+
+// divide writes the rules that send each group of entries to a part of its own, and returns these parts.
+func (d *dispatcher) divide(w *chainWriter, entries []*entry, old *part) (parts []*part) {
 	bits := splitBits(entries[0].key, entries[len(entries)-1].key)
 	for len(entries) > 0 {
 		prefix, _ := entries[0].key.Prefix(bits)
-		n := 1
-		for n < len(entries) && prefix.Contains(entries[n].key) {
-			n++
-		}
+		n := sort.Search(len(entries), func(i int) bool { return !prefix.Contains(entries[i].key) })
 		group := entries[:n]
 		entries = entries[n:]
 		if n <= inlineRules {
 			for _, e := range group {
-				w.rule(e.rule, e.port)
+				w.rule(e.port, e.rule)
 			}
 			continue
 		}
-		match, chain := d.jump(prefix)
-		w.rule(match+"-j "+chain, nil)
-		d.build(chain, group)
+		p, was := part{prefix: prefix}, old.below(prefix)
+		var chain string
+		if was != nil {
+			p.match, chain = was.match, was.chain.Name
+		} else {
+			p.match, chain = d.jump(prefix)
+		}
+		w.rule(nil, p.match, "-j ", chain)
+		parts = append(parts, d.build(p, chain, group, was))
 	}
+	return parts
 }
 
 // splitBits returns the length of the prefixes that divide a range of keys: as far as the keys agree, rounded down to
@@ -149,7 +204,7 @@ func protocolOf(b byte) cluster.Protocol {
 }
 
 // lists tells whether the chain is the flat list of just these entries.
-func (c *Chain) lists(entries []entry) bool {
+func (c *Chain) lists(entries []*entry) bool {
 	if len(c.ports) != len(entries) || len(entries) > flatRules {
 		return false
 	}
@@ -161,37 +216,43 @@ func (c *Chain) lists(entries []entry) bool {
 	return true
 }
 
+// equal tells whether two chains of one name are the same.
+func (c *Chain) equal(d *Chain) bool { return c.Rules == d.Rules && slices.Equal(c.ports, d.ports) }
+
 // A chainWriter writes the rules of one chain.
 type chainWriter struct {
 	name  string
-	rules strings.Builder
+	rules []byte
 	ports []*proxy.Port
 }
 
 // usualRule is about the length of a dispatching rule with its comment, in bytes.
 const usualRule = 200
 
-// grow makes room for a number of rules, up to those of a flat list.
-func (w *chainWriter) grow(rules int) {
-	rules = min(rules, flatRules)
-	w.rules.Grow(rules * usualRule)
-	w.ports = make([]*proxy.Port, 0, rules)
+// newChainWriter returns a writer with room for a number of rules, up to those of a flat list.
+func newChainWriter(name string, rules int) *chainWriter {
+	rules = min(rules, flatRules+1)
+	return &chainWriter{name, make([]byte, 0, rules*usualRule), make([]*proxy.Port, 0, rules)}
 }
 
-func (w *chainWriter) rule(r string, p *proxy.Port) {
-	w.rules.WriteString("-A ")
-	w.rules.WriteString(w.name)
-	w.rules.WriteByte(' ')
-	w.rules.WriteString(r)
-	w.rules.WriteByte('\n')
+// rule adds a rule, which is given in pieces, for a port or, when that is nil, for none.
+func (w *chainWriter) rule(p *proxy.Port, pieces ...string) {
+	w.rules = append(append(append(w.rules, "-A "...), w.name...), ' ')
+	for _, s := range pieces {
+		w.rules = append(w.rules, s...)
+	}
+	w.rules = append(w.rules, '\n')
 	w.ports = append(w.ports, p)
 }
 
-// chain returns the chain as written. It shares the text of the old one when that says the same.
-func (w *chainWriter) chain(old *Chain) *Chain {
-	c := &Chain{Name: w.name, Rules: w.rules.String(), ports: w.ports}
-	if old != nil && old.Rules == c.Rules {
-		c.Rules = old.Rules
-	}
+// chain returns the chain as written.
+func (w *chainWriter) chain() *Chain {
+	return &Chain{Name: w.name, Rules: string(w.rules), ports: slices.Clip(w.ports)}
+}
+
+// one returns the chain as one that is for a single port, and makes the writer ready for another chain.
+func (w *chainWriter) one(p *proxy.Port) *Chain {
+	c := &Chain{Name: w.name, Rules: string(w.rules), ports: []*proxy.Port{p}}
+	w.rules, w.ports = w.rules[:0], w.ports[:0]
 	return c
 }

@@ -53,14 +53,12 @@ func measureAgents(ctx context.Context, o options) (list []agents, err error) {
 	if err != nil {
 		return nil, err
 	}
+	m := measurement{ctx: ctx, cp: cp}
 	for _, n := range o.sizes {
-		progress("creating %d Services and EndpointSlices through the API", n)
-		s := madeUp(n, o.endpoints)
-		if err := cp.create(ctx, s); err != nil {
+		if err := m.grow(n, o.endpoints); err != nil {
 			return nil, err
 		}
 		a := agents{services: n, by: map[lab.Backend]*agentRun{}}
-		m := measurement{ctx: ctx, cp: cp, snapshot: s}
 		for i, b := range lab.Backends {
 			progress("an agent with %d Services and iptables-%s", n, b)
 			m.node, m.backend = l.Node(names[i]), b
@@ -77,11 +75,35 @@ func measureAgents(ctx context.Context, o options) (list []agents, err error) {
 type measurement struct {
 	ctx      context.Context
 	cp       *controlPlane
-	snapshot *cluster.Snapshot // what the API has, after so many changes
+	snapshot *cluster.Snapshot // what the API has, after so many changes; nil before there is anything
 	changes  int
 
 	node    *lab.Node // of the present run
 	backend lab.Backend
+}
+
+// grow creates what a larger cluster has more. Of the made-up clusters, each contains the smaller ones.
+func (m *measurement) grow(services, endpoints int) error {
+	progress("creating objects through the API until there are %d Services", services)
+	s := madeUp(services, endpoints)
+	if m.snapshot == nil {
+		m.snapshot = s
+		return m.cp.create(m.ctx, s)
+	}
+	there := map[cluster.Ref]*cluster.Service{}
+	for _, svc := range m.snapshot.Services {
+		there[svc.Ref()] = svc
+	}
+	more := &cluster.Snapshot{}
+	for i, svc := range s.Services {
+		if old := there[svc.Ref()]; old != nil {
+			s.Services[i] = old // with the changes made so far
+		} else {
+			more.Services = append(more.Services, svc)
+		}
+	}
+	m.snapshot = s
+	return m.cp.create(m.ctx, more)
 }
 
 func (m *measurement) run(o options) (*agentRun, error) {
@@ -136,13 +158,16 @@ func (m *measurement) serves(ports int) error {
 	return err
 }
 
-// change changes one endpoint of one Service in the API: to another address also when the Service's turn comes again,
-// since 49 divides no round number of Services.
+// change changes one endpoint of one Service in the API.
 func (m *measurement) change() error {
 	i := (m.changes * 997) % len(m.snapshot.Services)
-	m.snapshot = synth.Changed(m.snapshot, i, 200+m.changes%49)
+	next := synth.Changed(m.snapshot, i, 200)
+	if next.Services[i].Slices[0].Endpoints[0].Addr == m.snapshot.Services[i].Slices[0].Endpoints[0].Addr { // changed before
+		next = synth.Changed(m.snapshot, i, 201)
+	}
+	m.snapshot = next
 	m.changes++
-	return m.cp.updateSlice(m.ctx, m.snapshot.Services[i])
+	return m.cp.updateSlice(m.ctx, next.Services[i])
 }
 
 // readiness is the agent's /readyz.

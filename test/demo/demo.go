@@ -126,6 +126,7 @@ outside 198.51.100.10 ── router ──┬─ node1 10.240.0.11   pod1a 10.20
                                   ├─ node2 10.240.0.12   pod2a 10.200.2.2   pod2b 10.200.2.3
                                   └─ node3 10.240.0.13   pod3a 10.200.3.2   pod3b 10.200.3.3
 
+Nodes are in 10.240.0.0/24, services in 10.32.0.0/24, pods in 10.200.0.0/16.
 Service default/web, %s and node port %d, has the endpoints pod1a, pod2a and pod3a.
 Every pod answers on port %d with its name and the address that it sees its client at.`, prefix, vip, nodePort, target)
 	start := time.Now()

@@ -194,6 +194,7 @@ func TestKeep(t *testing.T) {
 			t.Errorf("%s: %v: %q", command, err, got)
 		}
 	}
+	runPage(t, "../../docs/inside.md", pid)
 	if out, status := finish(t, program("-keep")); status != statusFailed || !strings.Contains(out, errKept.Error()) {
 		t.Errorf("a second one: status %d:\n%s", status, out)
 	}
@@ -219,6 +220,69 @@ func commandsOf(out string) []string {
 		}
 	}
 	return list
+}
+
+// TestKeepKilled holds that a kept demo whose process was killed is taken down all the same.
+func TestKeepKilled(t *testing.T) {
+	program := program(t)
+	t.Cleanup(func() { finish(t, program("-down")) })
+	out, status := finish(t, program("-keep"))
+	held := heldBy.FindStringSubmatch(out)
+	if status != 0 || held == nil {
+		t.Fatalf("status %d:\n%s", status, out)
+	}
+	var pid int
+	if _, err := fmt.Sscan(held[1], &pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	err := lab.Eventually(runBound, func() error {
+		if out, status := finish(t, program("-down")); status != 0 {
+			return fmt.Errorf("down: status %d:\n%s", status, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, pid)
+}
+
+var shellBlock = regexp.MustCompile("(?s)\n```sh\n(.*?)```\n")
+
+// runPage runs the commands of a page on node1 of a kept demo, in the demo's folder. What is for a real cluster, or changes
+// /etc, is left out, and what needs curl where there is none.
+func runPage(t *testing.T, page string, pid int) {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := lab.AgentBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, noCurl := exec.LookPath("curl")
+	ran := 0
+	for _, block := range shellBlock.FindAllSubmatch(text, -1) {
+		commands := string(block[1])
+		if strings.Contains(commands, "kubectl") || strings.Contains(commands, "/etc/") ||
+			noCurl != nil && strings.Contains(commands, "curl") {
+			continue
+		}
+		c := exec.Command("ip", "netns", "exec", fmt.Sprintf("fw%d-1-node1", pid), "bash", "-ec", commands)
+		c.Dir = filepath.Join(os.TempDir(), fmt.Sprintf("fw%d-1", pid))
+		c.Env = append(os.Environ(), "PATH="+filepath.Dir(agent)+":"+os.Getenv("PATH"))
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%s says\n%s%v:\n%s", page, commands, err, out)
+		}
+		ran++
+	}
+	if ran < 5 {
+		t.Errorf("%s: %d blocks of commands were run, want 5 or more", page, ran)
+	}
 }
 
 // TestKeepInterrupted holds that a signal to the one who waits for a kept demo ends all of it.

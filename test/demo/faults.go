@@ -134,7 +134,7 @@ func (d *demo) routeDeleted() error {
 	if report.LongestOutage > promise {
 		return fmt.Errorf("pod1a to pod2a: %s", report)
 	}
-	d.out.fact("back after %s; pod1a to pod2a meanwhile: %s", ms(took), report)
+	d.out.fact("ip saw it back %s later; pod1a to pod2a meanwhile: %s", ms(took), report)
 	return nil
 }
 

@@ -154,11 +154,11 @@ func takeDown(ctx context.Context, path string, w io.Writer) error {
 	if err := lab.Sweep(); err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	if left := leftovers(pid); len(left) > 0 {
 		return fmt.Errorf("still there: %s", strings.Join(left, ", "))
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	fmt.Fprintf(w, "The demo of process %d is gone, with its namespaces, agents and files.\n", pid)
 	return nil

@@ -40,9 +40,13 @@ func TestMakeTargets(t *testing.T) {
 	}
 }
 
-// elsewhere tells that a command is run by another test.
-func elsewhere(command string) bool {
-	first := strings.Fields(command)
+// elsewhere tells that a command is run by another test: those of make and kubectl, and the page about looking inside,
+// which is about the demo's cluster.
+func elsewhere(c Command) bool {
+	if c.File == "inside.md" {
+		return true
+	}
+	first := strings.Fields(c.Text)
 	for len(first) > 0 && strings.Contains(first[0], "=") {
 		first = first[1:]
 	}
@@ -82,7 +86,7 @@ func TestCommands(t *testing.T) {
 	copyManifests(t, cluster.Dir, filepath.Join(folder, "cluster.yaml"))
 	ran := 0
 	for _, c := range all(t) {
-		if elsewhere(c.Text) {
+		if elsewhere(c) {
 			continue
 		}
 		ran++
@@ -99,6 +103,26 @@ func TestCommands(t *testing.T) {
 	}
 	if ran < 5 {
 		t.Errorf("only %d commands were run on a node", ran)
+	}
+	t.Run("a name for the protocol", func(t *testing.T) { nameProtocol(t, node) })
+}
+
+// nameProtocol types the commands that write below /etc, on a copy that only they see.
+func nameProtocol(t *testing.T, node *lab.Node) {
+	var commands []string
+	for _, c := range all(t) {
+		if c.File == "inside.md" && (strings.Contains(c.Text, "rt_protos") || strings.Contains(c.Text, "proto fairway")) {
+			commands = append(commands, c.Text)
+		}
+	}
+	if len(commands) < 3 {
+		t.Fatalf("docs/inside.md has only %q", commands)
+	}
+	folder := t.TempDir()
+	mine := "cp -r /etc/iproute2/. " + folder + " && mount --bind " + folder + " /etc/iproute2"
+	out, err := node.Run("unshare", "-m", "bash", "-ec", mine+"\n"+strings.Join(commands, "\n"))
+	if err != nil || !strings.Contains(out, "via") {
+		t.Errorf("%q: %v\n%s", commands, err, out)
 	}
 }
 

@@ -1,8 +1,9 @@
 // Package docs runs the commands of the README and of docs/: a command in a fenced block of the language sh is one that a
 // reader may type, so a test must have typed it before.
 //
-// On a node of a lab with a running agent, [Commands] that start with kubectl aside: those are run against a real API
-// server by test/e2e. The targets of make are checked to exist; each has a test of its own.
+// They are typed on a node of a lab with a running agent. Those that start with kubectl are run against a real API server
+// by test/e2e, those of the page about looking inside on a node of the demo by test/demo. The targets of make are checked to
+// exist; each has a test of its own.
 package docs
 
 import (

@@ -24,11 +24,8 @@ type event struct {
 	text string
 }
 
-// added and deleted report that a route of ours came (or was replaced), or went.
-func (e event) added() bool { return e.ours() && !e.deleted() }
-func (e event) deleted() bool {
-	return strings.HasPrefix(e.text, "[ROUTE]Deleted ")
-}
+// deleted reports that a route went, ours that the route, whether it came, changed or went, is one of ours.
+func (e event) deleted() bool { return strings.HasPrefix(e.text, "[ROUTE]Deleted ") }
 func (e event) ours() bool {
 	return strings.HasPrefix(e.text, "[ROUTE]") && strings.Contains(e.text, " proto 102 ")
 }
@@ -103,13 +100,13 @@ func (m *monitor) unchanged() {
 }
 
 // repair waits until the node's routes are as expected and returns the time from the fault until the kernel told of
-// the last route written.
+// the last change to a route of ours.
 func (m *monitor) repair(fault time.Time) time.Duration {
 	m.Helper()
 	m.eventually(eventBound, func() error { return m.exact(m.node) })
 	last := fault
 	for _, e := range m.events() {
-		if e.added() && e.at.After(last) {
+		if e.ours() && e.at.After(last) {
 			last = e.at
 		}
 	}

@@ -296,6 +296,23 @@ func (r *rig) metric(n *lab.Node, series string) float64 {
 	return v
 }
 
+// looks makes an agent compare the kernel's routes with its own, by a change to a link that means nothing, and returns when it
+// has. Of two comparisons that end one after the other, the second began after the call.
+func (r *rig) looks(n *lab.Node) {
+	r.Helper()
+	const syncs = `fairway_sync_duration_seconds_count{part="routes"}`
+	for _, length := range []string{"999", "1000"} {
+		before := r.metric(n, syncs)
+		r.ip(n, "link set cni0 txqueuelen "+length)
+		r.eventually(eventBound, func() error {
+			if r.metric(n, syncs) == before {
+				return errors.New("the agent has not looked at the routes")
+			}
+			return nil
+		})
+	}
+}
+
 // A note is what an agent should have said about an object.
 type note struct{ object, reason, detail string }
 

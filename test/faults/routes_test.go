@@ -101,8 +101,7 @@ func TestFault22ForeignRoute(t *testing.T) {
 			conflict.detail = strings.Fields(c.shown)[0]
 			r.eventually(eventBound, func() error { return r.said(r.n1, before, conflict) })
 		}
-		r.ip(r.n1, "link set cni0 txqueuelen 999", "link set cni0 txqueuelen 1000") // makes the agent look
-		r.ready(r.n1)
+		r.looks(r.n1)
 		if !strings.Contains(r.table(r.n1), c.shown) {
 			t.Errorf("%s: the other's route is gone:\n%s", c.what, r.table(r.n1))
 		}
@@ -142,6 +141,7 @@ func TestFault22ForeignRouteBeforeTheAgent(t *testing.T) {
 	r.eventually(eventBound, func() error {
 		return r.said(r.n1, 0, note{"Node n3", cluster.ReasonRouteConflict, " proto 4 "})
 	})
+	r.looks(r.n1)
 	r.same("routes", routes, r.table(r.n1))
 	m.unchanged()
 	began := time.Now()

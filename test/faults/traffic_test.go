@@ -70,11 +70,14 @@ func (r *rig) traffic() *traffic {
 // more waits until every flow has had another number of attempts.
 func (t *traffic) more(attempts int) {
 	t.Helper()
+	want := map[string]int{}
 	for name, p := range t.probers {
-		want := p.Report().Attempts + attempts
+		want[name] = p.Report().Attempts + attempts
+	}
+	for name, p := range t.probers {
 		t.eventually(startBound, func() error {
-			if have := p.Report().Attempts; have < want {
-				return fmt.Errorf("%s: %d attempts, expected %d by now", name, have, want)
+			if have := p.Report().Attempts; have < want[name] {
+				return fmt.Errorf("%s: %d attempts, expected %d by now", name, have, want[name])
 			}
 			return nil
 		})

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -229,10 +230,23 @@ func deadNames(dir string) []string {
 		if m == nil {
 			continue
 		}
-		pid, err := strconv.Atoi(m[1])
-		if err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if pid, err := strconv.Atoi(m[1]); err == nil && dead(pid) {
 			out = append(out, e.Name())
 		}
 	}
 	return out
+}
+
+// dead tells whether there is no such process, or one that has ended and that its parent has not looked after yet.
+func dead(pid int) bool {
+	if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		return true
+	}
+	// pid (comm) state …, see proc_pid_stat(5); comm may contain anything.
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	state := bytes.TrimSpace(stat[bytes.LastIndexByte(stat, ')')+1:])
+	return len(state) > 0 && (state[0] == 'Z' || state[0] == 'X')
 }

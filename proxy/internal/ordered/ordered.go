@@ -5,9 +5,9 @@ package ordered
 
 import "slices"
 
-// Edit returns a list without some of its elements and with others, in order. list must be in order; gone must be in
-// it, told apart from others of the same rank by identity. Among equals, fresh ones come first. gone and fresh need not
-// be in order, but are when Edit returns; list stays as it is.
+// Edit returns a list without some of its elements and with others, in order. list must be in order; what is gone is told
+// apart from others of the same rank by identity. In which order elements of the same rank come is not defined. gone and
+// fresh need not be in order, but are when Edit returns; list stays as it is.
 func Edit[T comparable](list, gone, fresh []T, order func(a, b T) int) []T {
 	if len(gone)+len(fresh) == 0 {
 		return list
@@ -27,11 +27,16 @@ func Edit[T comparable](list, gone, fresh []T, order func(a, b T) int) []T {
 			continue
 		}
 		upTo(gone[0])
-		n := slices.Index(list, gone[0])
-		if n < 0 {
-			panic("ordered: what is gone was not in the list")
+		n := 1
+		for n < len(gone) && order(gone[0], gone[n]) == 0 {
+			n++
 		}
-		out, list, gone = append(out, list[:n]...), list[n+1:], gone[1:]
+		for ; len(list) > 0 && order(list[0], gone[0]) == 0; list = list[1:] {
+			if !slices.Contains(gone[:n], list[0]) {
+				out = append(out, list[0])
+			}
+		}
+		gone = gone[n:]
 	}
 	return append(out, list...)
 }
