@@ -210,6 +210,18 @@ func look(ns *lab.Namespace, d lab.Dial) view {
 	return v
 }
 
+// shares asks n times and counts who answers. It ends the test at an attempt that is not answered.
+func shares(t *testing.T, ns *lab.Namespace, d lab.Dial, n int) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for range n {
+		r := ns.Ask(d)
+		ok(t, r.Expect(lab.OK))
+		out[r.Name]++
+	}
+	return out
+}
+
 // sees fails the test unless the client has exactly the view.
 func sees(t *testing.T, ns *lab.Namespace, d lab.Dial, want view) {
 	t.Helper()
