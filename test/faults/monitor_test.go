@@ -36,7 +36,7 @@ const marker = "198.18.255.255"
 // monitor starts to collect.
 func (r *rig) monitor(n *lab.Node) *monitor {
 	r.Helper()
-	p, err := n.Start(lab.Command{Path: "ip", Args: strings.Fields("-oneline -timestamp -tshort monitor label link address route")})
+	p, err := n.Start(lab.Command{Path: "ip", Args: strings.Fields("-Numeric -oneline -timestamp -tshort monitor label link address route")})
 	r.ok(err)
 	m := &monitor{rig: r, node: n, process: p}
 	r.eventually(startBound, func() error { // until it is subscribed

@@ -194,12 +194,12 @@ func (r *rig) rules(n *lab.Node) string {
 	return all
 }
 
-// owned are the routes of a node with our protocol number.
+// owned are the routes of a node with our protocol number, as a number, whatever name the machine's iproute2 has for it.
 func (r *rig) owned(n *lab.Node) []string {
 	r.Helper()
 	var lines []string
 	for _, family := range []string{"-4", "-6"} {
-		out, err := n.Run("ip", family, "route", "show", "table", "main")
+		out, err := n.Run("ip", "-Numeric", family, "route", "show", "table", "main")
 		r.ok(err)
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, " proto 102 ") {

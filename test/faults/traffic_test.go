@@ -45,7 +45,7 @@ func (r *rig) flows() map[string]lab.ProbeConfig {
 	}
 }
 
-// Traffic is the running flows.
+// A traffic is the running flows.
 type traffic struct {
 	*rig
 	probers map[string]*lab.Prober
@@ -84,15 +84,15 @@ func (t *traffic) more(attempts int) {
 	}
 }
 
-// stop ends the flows, not without a hundred attempts after what was done last, prints what each saw, and fails the test when one of the named ones had a failed attempt; all of
-// them when none is named.
+// stop ends the flows, not without a hundred attempts after what was done last, prints what each saw, and fails the test
+// when one of the named ones had a failed attempt; any of them when none is named.
 func (t *traffic) stop(unharmed ...string) {
 	t.Helper()
 	t.more(100)
-	if len(unharmed) == 0 {
-		unharmed = []string{podTCP, podTCP6, podUDP, serviceTCP, serviceUDP, otherTCP}
-	}
 	names := []string{podTCP, podTCP6, podUDP, serviceTCP, serviceUDP, otherTCP}
+	if len(unharmed) == 0 {
+		unharmed = names
+	}
 	for _, name := range names {
 		report := t.probers[name].Stop()
 		t.Logf("%-24s %s", name+":", report)
