@@ -46,8 +46,9 @@ demo-down:
 	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
 	@$(SUDO) bin/demo -down
 
+# BENCH passes flags on: make bench BENCH='-services 1000 -agent=false'
 bench: tools build
-	$(SUDO) go run ./test/bench
+	FAIRWAY_BIN=bin/fairway $(SUDO) go run ./test/bench $(BENCH)
 
 clean:
 	rm -rf bin .cache

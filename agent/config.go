@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
@@ -59,44 +57,6 @@ type DetectLocal struct {
 	InterfaceNamePrefix string `json:"interfaceNamePrefix,omitempty"`
 }
 
-// ReadConfiguration reads a configuration file. The error names the file and what is wrong with it: an unknown field
-// or a value of a wrong type are errors.
-func ReadConfiguration(path string) (*AgentConfiguration, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	c := &AgentConfiguration{}
-	if err := yaml.UnmarshalStrict(text, c); err != nil {
-		return nil, fmt.Errorf("configuration %s: %s", path, explain(err, text))
-	}
-	if c.APIVersion != ConfigAPIVersion || c.Kind != ConfigKind {
-		return nil, fmt.Errorf("configuration %s: it has apiVersion %q and kind %q, expected %s and %s", path, c.APIVersion, c.Kind, ConfigAPIVersion, ConfigKind)
-	}
-	return c, nil
-}
-
-var unknownField = regexp.MustCompile(`unknown field "([^"]+)"`)
-
-// explain makes an error of the YAML decoder readable, and adds the line of an unknown field, which the way through
-// JSON has lost.
-func explain(err error, text []byte) string {
-	m := unknownField.FindStringSubmatch(err.Error())
-	if m == nil {
-		return strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: ")
-	}
-	name := m[1][strings.LastIndex(m[1], ".")+1:]
-	where := ""
-	for i, line := range strings.Split(string(text), "\n") {
-		if strings.HasPrefix(strings.TrimLeft(line, " -"), name+":") {
-			where = fmt.Sprintf("line %d: ", i+1)
-			break
-		}
-	}
-	return fmt.Sprintf("%sunknown field %q; the fields are nodeName, clusterCIDRs, serviceCIDRs, detectLocal{mode, bridgeInterface, interfaceNamePrefix}, "+
-		"masqueradeAll, masqueradeBit, iptablesBackend, healthzBindAddress, metricsBindAddress", where, m[1])
-}
-
 // A Config is the checked configuration. It does not change while the agent runs.
 type Config struct {
 	NodeName           string
@@ -113,31 +73,20 @@ type Config struct {
 
 // Config checks the configuration and fills in what is not given. The error lists everything that is wrong, each with
 // the field's path and what would be right. The node's name is, in this order: the configuration's, the environment's
-// NODE_NAME, the host's name; the latter two are trimmed and in lower case, as a kubelet names its Node.
+// NODE_NAME, the host's name; trimmed and in lower case, as a kubelet names its Node.
 func (a *AgentConfiguration) Config() (Config, error) {
 	var errs []error
 	refuse := func(path, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...)))
 	}
 	c := Config{
-		NodeName:           a.NodeName,
+		NodeName:           a.nodeName(refuse),
 		MasqueradeAll:      a.MasqueradeAll,
 		MasqueradeBit:      14,
 		IPTablesBackend:    defaultTo(a.IPTablesBackend, "auto"),
 		HealthzBindAddress: defaultTo(a.HealthzBindAddress, "0.0.0.0:10256"),
 		MetricsBindAddress: defaultTo(a.MetricsBindAddress, "127.0.0.1:10249"),
 	}
-	if c.NodeName == "" {
-		c.NodeName = os.Getenv("NODE_NAME")
-	}
-	if c.NodeName == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			refuse("nodeName", "is not given, and the host's name can't be read: %v", err)
-		}
-		c.NodeName = host
-	}
-	c.NodeName = strings.ToLower(strings.TrimSpace(c.NodeName))
 	c.ClusterCIDRs = cidrs("clusterCIDRs", a.ClusterCIDRs, refuse)
 	c.ServiceCIDRs = cidrs("serviceCIDRs", a.ServiceCIDRs, refuse)
 	a.checkCIDRs(&c, refuse)
@@ -157,6 +106,30 @@ func (a *AgentConfiguration) Config() (Config, error) {
 		}
 	}
 	return c, errors.Join(errs...)
+}
+
+// nodeNames are the names that a Node can have: RFC 1123 subdomains.
+var nodeNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+// nodeName returns the name of this machine's Node.
+func (a *AgentConfiguration) nodeName(refuse func(string, string, ...any)) string {
+	plain := func(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
+	name, from := plain(a.NodeName), "given"
+	if name == "" {
+		name, from = plain(os.Getenv("NODE_NAME")), "the environment's NODE_NAME"
+	}
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			refuse("nodeName", "is not given, and the host's name can't be read: %v", err)
+			return ""
+		}
+		name, from = plain(host), "the host's name"
+	}
+	if len(name) > 253 || !nodeNames.MatchString(name) {
+		refuse("nodeName", "%q (%s) can't be the name of a Node: expected up to 253 letters, digits, dashes and dots", name, from)
+	}
+	return name
 }
 
 func defaultTo(value, otherwise string) string {

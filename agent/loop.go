@@ -38,7 +38,7 @@ func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Repor
 	for _, p := range parts {
 		pc := pace{retryMin: retryMin, retryMax: retryMax}
 		if _, isRules := p.(*rulesPart); isRules {
-			pc.interval, pc.share = rulesInterval, rulesShare
+			pc.interval, pc.share, pc.most = rulesInterval, rulesShare, rulesMost
 		}
 		l.runners = append(l.runners, newRunner(p, pc, l.done))
 	}

@@ -11,6 +11,9 @@ type pace struct {
 	// share bounds the time spent: after a run that took d, the next starts no sooner than share×d after its start,
 	// unless d was spent waiting.
 	share int
+	// most bounds how long after a run's end its share is waited for: a first load that took seconds tells little about
+	// the next change, which should not wait for several times as long. 0 for no bound.
+	most time.Duration
 	// retryMin and retryMax bound the delay after a failure.
 	retryMin, retryMax time.Duration
 
@@ -39,11 +42,10 @@ func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
 // ran records a run: when it began and ended, what it reported, and whether it failed.
 func (p *pace) ran(start, end time.Time, r Report, failed bool) {
 	if r.Wrote || failed {
-		rest := p.interval
-		if !r.Waited {
-			rest = max(rest, time.Duration(p.share)*end.Sub(start))
+		p.next = start.Add(p.interval)
+		if next := p.shared(start, end); !r.Waited && next.After(p.next) {
+			p.next = next
 		}
-		p.next = start.Add(rest)
 	}
 	if !failed {
 		p.retry, p.delay = time.Time{}, 0
@@ -54,4 +56,13 @@ func (p *pace) ran(start, end time.Time, r Report, failed bool) {
 	}
 	p.delay = min(max(2*p.delay, p.retryMin), p.retryMax)
 	p.retry = end.Add(p.delay)
+}
+
+// shared returns when the next run may start for the share of the time that the last one took.
+func (p *pace) shared(start, end time.Time) time.Time {
+	next := start.Add(time.Duration(p.share) * end.Sub(start))
+	if latest := end.Add(p.most); p.most > 0 && next.After(latest) {
+		return latest
+	}
+	return next
 }

@@ -8,7 +8,7 @@ import (
 func TestPace(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) time.Time { return start.Add(d) }
-	p := pace{interval: 500 * time.Millisecond, share: 4, retryMin: 100 * time.Millisecond, retryMax: 300 * time.Millisecond}
+	p := pace{interval: 500 * time.Millisecond, share: 4, most: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 300 * time.Millisecond}
 	wait := func(now, want time.Duration) {
 		t.Helper()
 		if got := p.wait(at(now)); got != want {
@@ -32,6 +32,9 @@ func TestPace(t *testing.T) {
 	p.ran(at(2*time.Second), at(2*time.Second), Report{}, false)
 	wait(2*time.Second, 0) // what wrote nothing delays nothing
 	retry(2*time.Second, 0, false)
+
+	p.ran(at(2*time.Second), at(8*time.Second), Report{Wrote: true}, false)
+	wait(8*time.Second, 2*time.Second) // nobody waits four times as long as a first load took
 
 	for _, want := range []time.Duration{100, 200, 300, 300} {
 		p.ran(at(3*time.Second), at(3*time.Second), Report{}, true)

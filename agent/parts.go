@@ -17,10 +17,11 @@ const (
 )
 
 // How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
-// long to write take no more than a quarter of one core.
+// long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
 	rulesShare    = 4
+	rulesMost     = 2 * time.Second
 )
 
 // routesPart keeps the routes to other nodes' pods, and that the node forwards at all.
@@ -58,6 +59,8 @@ func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family)
 type rulesPart struct {
 	index int // in cluster.Families
 	rules *netfilter.Rules
+	// quarantined counts the Services that the last Sync left out.
+	quarantined int
 }
 
 func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }
@@ -73,7 +76,10 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		report.Wrote = report.Wrote || r.Written
 		report.Notes = append(report.Notes, r.Quarantined...)
 		report.Retry = r.Retry
-		report.Drift += r.Chains
+		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
+			report.Drift += r.Chains
+		}
+		p.quarantined = len(r.Quarantined)
 	}
 	return report, err
 }

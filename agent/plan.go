@@ -60,6 +60,10 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 	}
 	p.Notes = append(p.Notes, s.Notes...)
 	p.Notes = append(p.Notes, p.routeNotes...)
+	if s.Node(c.NodeName) == nil {
+		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
+			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
+	}
 	for i, f := range cluster.Families {
 		var memo Services
 		if prev != nil {

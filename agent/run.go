@@ -36,6 +36,7 @@ type Options struct {
 func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	frugal()
 	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
 	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
 	if err != nil {
@@ -58,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		part := &rulesPart{index: i, rules: netfilter.NewRules(backend)}
 		parts = append(parts, part)
-		have, err := backend.Read(ctx, f)
+		have, err := backend.Read(ctx, f, nil)
 		if err != nil {
 			return err
 		}
@@ -150,7 +151,7 @@ func (o Options) open() (world, error) {
 func folderError(dir string) func(error) {
 	return func(err error) {
 		if err != nil {
-			klog.ErrorS(err, "The folder of manifests can't be used, its last good state stays", "dir", dir)
+			klog.ErrorS(err, "The folder of manifests can't be used, everything stays as it is until it can", "dir", dir)
 			return
 		}
 		klog.InfoS("The folder of manifests is good again", "dir", dir)
@@ -165,9 +166,8 @@ const retryWatch = time.Second
 func watchHost(ctx context.Context, conn *rtnl.Conn, l *loop) error {
 	w := hostWatcher{conn: conn, loop: l}
 	for ctx.Err() == nil {
-		err := conn.Watch(ctx, func(e rtnl.Event) { w.changed(ctx, e) })
-		if err != nil && ctx.Err() == nil {
-			klog.ErrorS(err, "The watch on links and routes broke, it is set up again")
+		if err := w.watch(ctx); err != nil && ctx.Err() == nil {
+			klog.ErrorS(err, "Links, addresses and routes can't be followed, what was known of them stays", "retryIn", retryWatch)
 			sleep(ctx, retryWatch)
 		}
 	}
@@ -181,18 +181,35 @@ type hostWatcher struct {
 	host *cluster.Host
 }
 
-func (w *hostWatcher) changed(ctx context.Context, e rtnl.Event) {
+// watch follows until the context ends, or something fails. A Host that could not be read would be missed until the next
+// event, so that is a failure, too: a new watch begins with reading it.
+func (w *hostWatcher) watch(ctx context.Context) error {
+	watching, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	err := w.conn.Watch(watching, func(e rtnl.Event) {
+		if err := w.changed(watching, e); err != nil {
+			stop(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return context.Cause(watching)
+}
+
+func (w *hostWatcher) changed(ctx context.Context, e rtnl.Event) error {
 	if e&(rtnl.HostChanged|rtnl.Overrun) != 0 {
 		h, err := w.conn.Host(ctx)
-		switch {
-		case err != nil && ctx.Err() == nil:
-			klog.ErrorS(err, "Links and addresses can't be read, what was known of them stays")
-		case err == nil && !reflect.DeepEqual(h, w.host):
+		if err != nil {
+			return err
+		}
+		if !reflect.DeepEqual(h, w.host) {
 			w.host = h
 			w.loop.setHost(h)
 		}
 	}
 	w.loop.kick(routesName)
+	return nil
 }
 
 // Cleanup removes every route and rule of ours, and says what it removed. It is safe to run twice and needs no API.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -19,12 +20,26 @@ type server struct {
 	handler  http.Handler
 }
 
+// How long, and how often, listen tries an address that is in use.
+const (
+	listenPatience = 5 * time.Second
+	listenAgain    = 100 * time.Millisecond
+)
+
+// listen opens the address. An agent that was killed may leave it in use for a moment, by a child that has not got as far
+// as exec; and a restart should not have to begin again for that.
 func listen(ctx context.Context, what, addr string, h http.Handler) (*server, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("serve %s: %w", what, err)
+	for end := time.Now().Add(listenPatience); ; {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		switch {
+		case err == nil:
+			return &server{l, h}, nil
+		case !errors.Is(err, syscall.EADDRINUSE):
+			return nil, fmt.Errorf("serve %s: %w", what, err)
+		case time.Now().After(end) || !sleep(ctx, listenAgain):
+			return nil, fmt.Errorf("serve %s: %w; does another agent, or kube-proxy, run on this host?", what, err)
+		}
 	}
-	return &server{l, h}, nil
 }
 
 // run serves until the context ends.

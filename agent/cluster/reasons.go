@@ -13,7 +13,7 @@ const (
 	ReasonPodCIDRConflict = "PodCIDRConflict"
 	// ReasonNextHopUnreachable: a node's InternalIP is on no link of ours.
 	ReasonNextHopUnreachable = "NextHopUnreachable"
-	// ReasonNodeIncomplete: a node has no podCIDR or no InternalIP of a family yet.
+	// ReasonNodeIncomplete: a node has no podCIDR or no InternalIP of a family yet; or the agent's own does not exist yet.
 	ReasonNodeIncomplete = "NodeIncomplete"
 	// ReasonRouteConflict: somebody else's route has the destination and metric that ours would need.
 	ReasonRouteConflict = "RouteConflict"

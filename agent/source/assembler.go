@@ -172,7 +172,7 @@ func (a *Assembler) nodeChanges() []change[cluster.Node] {
 	changes := make([]change[cluster.Node], 0, len(a.changedNodes))
 	for id := range a.changedNodes {
 		c := change[cluster.Node]{id: id}
-		var r remarks
+		var r *remarks
 		if o := a.objects[id]; o != nil {
 			c.value, r = o.node, o.remarks
 		}
@@ -200,16 +200,16 @@ func (a *Assembler) serviceChanges() []change[cluster.Service] {
 
 // assemble makes a new value of the Service, or nil when it is not to be served; then its slices, and what was
 // remarked about them, are of no interest either.
-func (j *joint) assemble() (*cluster.Service, remarks) {
+func (j *joint) assemble() (*cluster.Service, *remarks) {
 	if j.service == nil {
-		return nil, remarks{}
+		return nil, nil
 	}
-	all := remarks{about: j.service.remarks.about}
-	all.take(j.service.remarks)
 	if j.service.service == nil {
-		return nil, all
+		return nil, j.service.remarks
 	}
 	svc := *j.service.service
+	all := &remarks{about: svc.Ref()}
+	all.take(j.service.remarks)
 	for _, o := range j.slices {
 		all.take(o.remarks)
 		if o.slice != nil {
@@ -219,7 +219,7 @@ func (j *joint) assemble() (*cluster.Service, remarks) {
 	return &svc, all
 }
 
-func (a *Assembler) setNotes(id ID, r remarks) {
+func (a *Assembler) setNotes(id ID, r *remarks) {
 	notes := r.all()
 	if slices.Equal(notes, a.notes[id]) {
 		return

@@ -17,7 +17,7 @@ func nodeObject(name, podCIDR string) *Object {
 
 func serviceObject(ns, name, uid string) *Object {
 	s := &cluster.Service{Namespace: ns, Name: name, UID: uid, Type: "ClusterIP", ClusterIPs: []netip.Addr{ip("10.32.0.10")}}
-	return &Object{ID: serviceID(s), service: s, remarks: remarks{about: s.Ref()}}
+	return &Object{ID: serviceID(s), service: s, remarks: &remarks{about: s.Ref()}}
 }
 
 func sliceObject(ns, service, name string, addrs ...string) *Object {
@@ -26,7 +26,7 @@ func sliceObject(ns, service, name string, addrs ...string) *Object {
 		s.Endpoints = append(s.Endpoints, cluster.Endpoint{Addr: ip(a), Ready: true, Serving: true})
 	}
 	return &Object{ID: ID{Kind: KindEndpointSlice, Namespace: ns, Name: name}, owner: service, slice: s,
-		remarks: remarks{about: cluster.Ref{Kind: "Service", Namespace: ns, Name: service}}}
+		remarks: &remarks{about: cluster.Ref{Kind: "Service", Namespace: ns, Name: service}}}
 }
 
 func names(s *cluster.Snapshot) []string {
@@ -152,7 +152,7 @@ func TestAssemblerNotes(t *testing.T) {
 	a.Delete(slice("x-2", 0).ID)
 	a.Set(slice("x-1", 0))
 	want("Service a/x: InvalidField: a field\n")
-	refused := &Object{ID: ID{Kind: KindNode, Name: "N"}, remarks: remarks{about: cluster.Ref{Kind: "Node", Name: `"N"`}}}
+	refused := &Object{ID: ID{Kind: KindNode, Name: "N"}, remarks: &remarks{about: cluster.Ref{Kind: "Node", Name: `"N"`}}}
 	refused.remarks.invalid("its name")
 	a.Set(refused)
 	want("Node \"N\": InvalidField: its name\nService a/x: InvalidField: a field\n")

@@ -21,7 +21,8 @@ func convertEndpointSlice(s *discoveryv1.EndpointSlice) *Object {
 		return o
 	}
 	o.owner = owner
-	c := sliceConverter{remarks: &o.remarks, name: plain(s.Name)}
+	o.remarks = &remarks{}
+	c := sliceConverter{remarks: o.remarks, name: plain(s.Name)}
 	c.about = cluster.Ref{Kind: string(KindService), Namespace: s.Namespace, Name: owner}
 	switch {
 	case !isSubdomain(s.Name):

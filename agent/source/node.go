@@ -13,7 +13,8 @@ const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
 
 func convertNode(n *corev1.Node) *Object {
 	o := &Object{ID: ID{Kind: KindNode, Name: n.Name}}
-	r := &o.remarks
+	r := &remarks{}
+	o.remarks = r
 	r.about = cluster.Ref{Kind: string(KindNode), Name: plain(n.Name)}
 	uid := r.uid(string(n.UID))
 	r.about.UID = uid

@@ -45,22 +45,29 @@ type Object struct {
 	service *cluster.Service
 	slice   *cluster.EndpointSlice
 	// owner is the name of the Service that an EndpointSlice belongs to, in the slice's namespace.
-	owner   string
-	remarks remarks
+	owner string
+	// remarks is nil when there are none, as with nearly all objects.
+	remarks *remarks
 }
 
 // Convert converts a *corev1.Node, *corev1.Service or *discoveryv1.EndpointSlice. The error is for any other type: the
 // program is wrong, not the object.
 func Convert(obj any) (*Object, error) {
+	var converted *Object
 	switch o := obj.(type) {
 	case *corev1.Node:
-		return convertNode(o), nil
+		converted = convertNode(o)
 	case *corev1.Service:
-		return convertService(o), nil
+		converted = convertService(o)
 	case *discoveryv1.EndpointSlice:
-		return convertEndpointSlice(o), nil
+		converted = convertEndpointSlice(o)
+	default:
+		return nil, fmt.Errorf("convert %T: not a Node, Service or EndpointSlice", obj)
 	}
-	return nil, fmt.Errorf("convert %T: not a Node, Service or EndpointSlice", obj)
+	if converted.remarks != nil && len(converted.remarks.notes) == 0 {
+		converted.remarks = nil
+	}
+	return converted, nil
 }
 
 // maxRemarks bounds what is said about one object. Somebody who put a thousand bad addresses into a slice learns as
@@ -95,8 +102,11 @@ func (r *remarks) skip(n int, reason string) {
 	r.more += n
 }
 
-// take adds another object's remarks, as being about r's object.
-func (r *remarks) take(other remarks) {
+// take adds another object's remarks, which may be nil, as being about r's object.
+func (r *remarks) take(other *remarks) {
+	if other == nil {
+		return
+	}
 	for _, n := range other.notes {
 		if len(r.notes) >= maxRemarks {
 			r.skip(1, n.Reason)
@@ -110,8 +120,11 @@ func (r *remarks) take(other remarks) {
 	}
 }
 
-// all returns the Notes with, if some were left out, a last one that counts them.
-func (r remarks) all() []cluster.Note {
+// all returns the Notes with, if some were left out, a last one that counts them. r may be nil.
+func (r *remarks) all() []cluster.Note {
+	if r == nil {
+		return nil
+	}
 	if r.more == 0 {
 		return r.notes
 	}

@@ -30,7 +30,8 @@ func convertService(s *corev1.Service) *Object {
 	if _, other := s.Labels[LabelProxyName]; other || s.Spec.Type == corev1.ServiceTypeExternalName || s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return o
 	}
-	r := &o.remarks
+	r := &remarks{}
+	o.remarks = r
 	r.about = cluster.Ref{Kind: string(KindService), Namespace: plain(s.Namespace), Name: plain(s.Name)}
 	uid := r.uid(string(s.UID))
 	r.about.UID = uid

@@ -63,7 +63,7 @@ func (r *Restore) Blame(line int) (svc cluster.Ref, ok bool) {
 func (r *Restore) Services() []cluster.Ref {
 	changed := map[cluster.Ref]bool{}
 	for _, s := range r.set {
-		for _, p := range s.ports() {
+		for _, p := range s.gained() {
 			changed[p.Service.Ref()] = true
 		}
 	}
@@ -252,10 +252,10 @@ func (r *Restore) write(table string, c *change) {
 	r.line("COMMIT")
 }
 
-// ports returns the service ports that a changed chain has new rules of.
-func (c chainChange) ports() (list []*proxy.Port) {
-	if len(c.Chain.ports) == 1 {
-		return c.Chain.ports
+// gained returns the service ports that a changed chain has new rules of.
+func (c chainChange) gained() (list []*proxy.Port) {
+	if len(c.ports) == 1 && c.ports[0] != nil {
+		return c.ports
 	}
 	had := map[string]bool{}
 	for line := range strings.Lines(c.old) {
@@ -263,8 +263,8 @@ func (c chainChange) ports() (list []*proxy.Port) {
 	}
 	i := 0
 	for line := range strings.Lines(c.Rules) {
-		if i < len(c.Chain.ports) && c.Chain.ports[i] != nil && !had[line] {
-			list = append(list, c.Chain.ports[i])
+		if i < len(c.ports) && c.ports[i] != nil && !had[line] {
+			list = append(list, c.ports[i])
 		}
 		i++
 	}

@@ -86,7 +86,7 @@ func served(r *iptables.Ruleset) map[string]bool {
 				f := strings.Fields(line)
 				i, j := index(f, "-d"), index(f, "--dport")
 				// A rule with "!" masquerades; it stands in the service's own chain.
-				if i > 0 && j > 0 && strings.Contains(f[i+1], "/32") && index(f, "!") < 0 {
+				if i > 0 && j > 0 && (strings.HasSuffix(f[i+1], "/32") || strings.HasSuffix(f[i+1], "/128")) && index(f, "!") < 0 {
 					vips[f[i+1]+" "+f[index(f, "-p")+1]+" "+f[j+1]] = true
 				}
 			}
@@ -116,6 +116,44 @@ func TestHashes(t *testing.T) {
 		if r.NAT.Chain(name) == nil {
 			t.Errorf("there is no chain %s in\n%s", name, r)
 		}
+	}
+}
+
+// TestForeignRules: of the rules in built-in chains, those that lead to an entry chain are ours, whatever their words.
+// Others stay, and what they lead to stays as well.
+func TestForeignRules(t *testing.T) {
+	have, err := iptables.Parse(cluster.IPv4, `*nat
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SVC-XPGD46QRK7WJZT7O - [0:0]
+:OTHERS - [0:0]
+-A PREROUTING -m comment --comment "in an older version's words" -j KUBE-SERVICES
+-A PREROUTING -s 192.0.2.1/32 -j KUBE-MARK-MASQ
+-A PREROUTING -m comment --comment "not -j KUBE-SERVICES"
+-A PREROUTING -j LOG --log-prefix "not -j KUBE-SERVICES either "
+-A OTHERS -g KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -j KUBE-MARK-MASQ
+COMMIT
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `*nat
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SVC-XPGD46QRK7WJZT7O - [0:0]
+-D PREROUTING -m comment --comment "in an older version's words" -j KUBE-SERVICES
+-X KUBE-SERVICES
+-X KUBE-SVC-XPGD46QRK7WJZT7O
+COMMIT
+`
+	if got := iptables.Diff(have, &iptables.Ruleset{Family: cluster.IPv4}).String(); got != want {
+		t.Errorf("to remove what is ours:\n%s\nexpected\n%s", got, want)
 	}
 }
 

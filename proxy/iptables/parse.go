@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,136 +9,187 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// Parse reads what iptables-save printed (without counters of rules), in one piece or several, and returns what is ours in
-// it. Other tables and other chains are passed over, but not their rules that lead to our chains. An error means that
-// the text is not iptables-save's; it names the line. The Ruleset is made of parts of the text, and keeps it in memory.
-func Parse(f cluster.Family, saves ...string) (*Ruleset, error) {
-	r := &Ruleset{Family: f}
-	for _, save := range saves {
-		if err := parseInto(r, save); err != nil {
-			return nil, fmt.Errorf("parse iptables-save output: %w", err)
+// Parse reads what iptables-save printed, see [Parser].
+func Parse(f cluster.Family, save string) (*Ruleset, error) {
+	p := NewParser(f, nil)
+	_, err := p.Write([]byte(save))
+	if err != nil {
+		return nil, err
+	}
+	return p.Ruleset()
+}
+
+// A Parser reads what iptables-save prints (without counters of rules), for one table or several, while it comes: the text of
+// a large rule set is megabytes, which need not be there as a whole. It keeps what is ours. Other tables and other
+// chains are passed over, but not their rules that lead to our chains.
+type Parser struct {
+	rules, known *Ruleset
+	lines        int
+	rest         []byte       // the beginning of a line
+	table        *parsedTable // nil between tables
+	// run is the chain whose rules are coming, and text what came of them without another chain's rule between.
+	run  *Chain
+	text []byte
+	err  error
+}
+
+// A parsedTable is a table of which the COMMIT has not been reached.
+type parsedTable struct {
+	*Table // nil when it is not ours
+	name   string
+	owned  map[string]*Chain
+	others map[string]bool // chains that are neither ours nor built in
+}
+
+// NewParser returns a Parser for a family. known, which may be nil, is what is likely to come: where it does, the result
+// shares its memory. It has no other influence.
+func NewParser(f cluster.Family, known *Ruleset) *Parser {
+	if known == nil {
+		known = &Ruleset{}
+	}
+	return &Parser{rules: &Ruleset{Family: f}, known: known}
+}
+
+// Write implements [io.Writer]. An error means that the text is not iptables-save's; it names the line, and Ruleset returns
+// it too.
+func (p *Parser) Write(text []byte) (int, error) {
+	for rest := text; p.err == nil; {
+		line, after, complete := bytes.Cut(rest, []byte{'\n'})
+		if !complete {
+			p.rest = append(p.rest, line...)
+			return len(text), nil
 		}
+		if len(p.rest) > 0 {
+			line = append(p.rest, line...)
+			p.rest = line[:0]
+		}
+		p.line(line)
+		rest = after
+	}
+	return 0, p.err
+}
+
+// Ruleset returns what was read.
+func (p *Parser) Ruleset() (*Ruleset, error) {
+	if len(p.rest) > 0 && p.err == nil {
+		p.line(p.rest)
+	}
+	if p.table != nil && p.err == nil {
+		p.err = fmt.Errorf("parse iptables-save output: it ends within table %q", p.table.name)
+	}
+	if p.err != nil {
+		return nil, p.err
 	}
 	for _, name := range Tables {
-		t := r.Table(name)
-		slices.SortFunc(t.Chains, compareChains)
+		slices.SortFunc(p.rules.Table(name).Chains, compareChains)
 	}
-	r.Large = withoutComments(r.NAT.Chains)
-	return r, nil
+	p.rules.Large = withoutComments(p.rules.NAT.Chains)
+	return p.rules, nil
 }
 
-func parseInto(r *Ruleset, save string) error {
-	p := parser{}
-	n := 0
-	for line := range strings.Lines(save) {
-		n++
-		if err := p.line(r, line); err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
-		}
+func (p *Parser) line(line []byte) {
+	p.lines++
+	if p.table != nil && p.table.Table != nil && bytes.HasPrefix(line, []byte("-A ")) {
+		p.rule(line)
+		return
 	}
-	if p.inTable {
-		return fmt.Errorf("it ends within table %q", p.name)
-	}
-	return nil
-}
-
-// A parser is the state between two lines of iptables-save output.
-type parser struct {
-	inTable bool
-	name    string
-	table   *Table // nil in a table that is not ours
-	owned   map[string]*chainText
-	foreign map[string]bool
-}
-
-// chainText collects a chain's rules. iptables-save prints a chain's rules in one piece, so that is usually one
-// substring of its output.
-type chainText struct {
-	chain *Chain
-	// first is the text from the first rule to the end of the table's text, of which the first n bytes are the chain's.
-	first string
-	n     int
-	// apart is all that was collected, when it was not in one piece.
-	apart []byte
-}
-
-// rule adds a line, which begins the rest of the text.
-func (c *chainText) rule(line string) {
-	switch {
-	case c.n == 0:
-		c.first, c.n = line, len(line)
+	if err := p.other(string(line)); err != nil {
+		p.err = fmt.Errorf("parse iptables-save output, line %d: %w", p.lines, err)
 	}
 }
 
-func (p *parser) line(r *Ruleset, line string) error {
-	rule := line
-	line = strings.TrimSuffix(line, "\n")
+// other takes a line that is no rule of a table of ours.
+func (p *Parser) other(line string) error {
 	switch {
 	case line == "" || line[0] == '#':
 		return nil
 	case line[0] == '*':
-		*p = parser{inTable: true, name: line[1:], table: r.Table(line[1:]), owned: map[string]*chainText{}, foreign: map[string]bool{}}
-		return nil
-	case !p.inTable:
-		return fmt.Errorf("%q stands outside of a table", line)
-	case line == "COMMIT":
-		*p = parser{}
+		p.table = &parsedTable{Table: p.rules.Table(line[1:]), name: line[1:], owned: map[string]*Chain{}, others: map[string]bool{}}
 		return nil
 	case p.table == nil:
+		return fmt.Errorf("%q stands outside of a table", line)
+	case line == "COMMIT":
+		p.endRun()
+		p.table = nil
+		return nil
+	case p.table.Table == nil:
 		return nil
 	case line[0] == ':':
-		return p.declare(line[1:])
-	case strings.HasPrefix(line, "-A "):
-		p.rule(rule)
-		return nil
+		return p.table.declare(line[1:])
 	}
 	return fmt.Errorf("%q is no chain, rule or COMMIT", line)
 }
 
-func (p *parser) declare(line string) error {
+func (p *Parser) rule(line []byte) {
+	name, _, _ := bytes.Cut(line[len("-A "):], []byte{' '})
+	c := p.table.owned[string(name)]
+	if c == nil {
+		p.table.jump(string(name), string(line))
+		return
+	}
+	if p.run != c {
+		p.endRun()
+		p.run = c
+	}
+	p.text = append(append(p.text, line...), '\n')
+}
+
+// endRun gives the chain its rules. iptables-save prints those of a chain in one piece.
+func (p *Parser) endRun() {
+	if p.run == nil {
+		return
+	}
+	known := p.known.Table(p.table.name).Chain(p.run.Name)
+	if known != nil && p.run.Rules == "" && known.Rules == string(p.text) {
+		p.run.Rules = known.Rules
+	} else {
+		p.run.Rules += string(p.text)
+	}
+	p.run, p.text = nil, p.text[:0]
+}
+
+func (t *parsedTable) declare(line string) error {
 	name, policy, ok := strings.Cut(line, " ")
 	if !ok || name == "" {
 		return fmt.Errorf("chain %q has no policy", line)
 	}
 	switch {
 	case !strings.HasPrefix(policy, "-"): // a built-in chain
-	case Owned(p.name, name):
-		c := &chainText{chain: &Chain{Name: name}}
-		p.table.Chains = append(p.table.Chains, c.chain)
-		p.owned[name] = c
+	case Owned(t.name, name):
+		c := &Chain{Name: name}
+		t.Chains = append(t.Chains, c)
+		t.owned[name] = c
 	default:
-		p.foreign[name] = true
+		t.others[name] = true
 	}
 	return nil
 }
 
-func (p *parser) rule(line string) {
-	name, _, _ := strings.Cut(line[len("-A "):], " ")
-	if c := p.owned[name]; c != nil {
-		c.rules.WriteString(line)
-		c.rules.WriteByte('\n')
-		return
-	}
+// jump takes a rule of a chain that is not ours, as far as it leads to one. In a built-in chain it is one of ours, unless it
+// leads to a chain that only our own chains lead to: then it is somebody else's, who uses KUBE-MARK-MASQ for example.
+func (t *parsedTable) jump(from, line string) {
 	to := target(line)
-	if !Owned(p.name, to) {
+	if !Owned(t.name, to) {
 		return
 	}
-	if !p.foreign[name] {
-		p.table.Jumps = append(p.table.Jumps, Jump{From: name, Rule: line + "\n"})
+	if !t.others[from] && to != chainMarkMasq && slices.Contains(fixedChains[t.name], to) {
+		t.Jumps = append(t.Jumps, Jump{From: from, Rule: line + "\n"})
 		return
 	}
-	if p.table.referenced == nil {
-		p.table.referenced = map[string]bool{}
+	if t.referenced == nil {
+		t.referenced = map[string]bool{}
 	}
-	p.table.referenced[to] = true
+	t.referenced[to] = true
 }
 
-// target returns what a rule jumps or goes to; a jump to a chain is the last option of a rule.
+// target returns the chain that a rule jumps or goes to. That is the last option of a rule, so what only looks like it in a
+// comment or a log prefix is none.
 func target(rule string) string {
 	for _, option := range [...]string{" -j ", " -g "} {
 		if i := strings.LastIndex(rule, option); i >= 0 {
-			to, _, _ := strings.Cut(rule[i+len(option):], " ")
-			return to
+			if to := rule[i+len(option):]; !strings.ContainsAny(to, ` "`) {
+				return to
+			}
 		}
 	}
 	return ""

@@ -58,21 +58,20 @@ func (b *Backend) Families() (list []cluster.Family) {
 	return list
 }
 
-// Read returns what the kernel holds of ours in filter and nat. Each of the two tables is consistent in itself.
-func (b *Backend) Read(ctx context.Context, f cluster.Family) (*iptables.Ruleset, error) {
+// Read returns what the kernel holds of ours in filter and nat. Each of the two tables is consistent in itself. known, which
+// may be nil, is what it is likely to hold; the result shares its memory.
+func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error) {
 	bin, ok := b.Binaries[f]
 	if !ok {
 		return nil, fmt.Errorf("read %s rules: iptables-%s does not work for the family: %s", f, b.Name, b.Missing[f])
 	}
-	text := ""
+	p := iptables.NewParser(f, known)
 	for _, table := range iptables.Tables {
-		out, err := b.run(ctx, command{path: bin.Save, args: []string{"-t", table}})
-		if err != nil {
+		if _, err := b.run(ctx, command{path: bin.Save, args: []string{"-t", table}, stdout: p}); err != nil {
 			return nil, fmt.Errorf("read %s rules: %w", f, err)
 		}
-		text += out
 	}
-	r, err := iptables.Parse(f, text)
+	r, err := p.Ruleset()
 	if err != nil {
 		return nil, fmt.Errorf("read %s rules: %w", f, err)
 	}

@@ -77,7 +77,7 @@ func (d *detector) cleanup(ctx context.Context, choice string) (done []Cleaned, 
 // clean empties one family.
 func (b *Backend) clean(ctx context.Context, f cluster.Family) (c Cleaned, err error) {
 	c = Cleaned{Backend: b.Name, Family: f}
-	have, err := b.Read(ctx, f)
+	have, err := b.Read(ctx, f, nil)
 	if err != nil {
 		return c, fmt.Errorf("clean up iptables-%s: %w", b.Name, err)
 	}

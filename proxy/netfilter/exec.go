@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -26,6 +27,8 @@ type command struct {
 	path  string
 	args  []string
 	stdin string
+	// stdout is where to write what the program prints, instead of returning it. Its error ends the program.
+	stdout io.Writer
 }
 
 func (c command) String() string { return strings.Join(append([]string{c.path}, c.args...), " ") }
@@ -53,7 +56,7 @@ func run(ctx context.Context, c command) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
-	stdout := &limited{limit: maxOutput, full: errOutput}
+	stdout := &limited{limit: maxOutput, full: errOutput, to: c.stdout}
 	stderr := &limited{limit: maxErrors}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.stdin), stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -68,6 +71,8 @@ func run(ctx context.Context, c command) (string, error) {
 		return "", fmt.Errorf("%s: killed: %w", c, ctx.Err())
 	case stdout.overrun:
 		return "", fmt.Errorf("%s: %w", c, errOutput)
+	case stdout.failed != nil:
+		return "", fmt.Errorf("%s: %w", c, stdout.failed)
 	case errors.As(err, &exit):
 		return "", fmt.Errorf("%s: %w", c, &exitError{code: exit.ExitCode(), stderr: strings.TrimSpace(stderr.text.String())})
 	}
@@ -76,22 +81,31 @@ func run(ctx context.Context, c command) (string, error) {
 
 var errOutput = fmt.Errorf("it printed more than %d MiB", maxOutput>>20)
 
-// limited keeps the first limit bytes of what is written. Beyond them it drops the rest or, when full is set, fails
-// with it, which ends the program by SIGPIPE.
+// limited keeps the first limit bytes of what is written, or passes them on. Beyond them it drops the rest or, when full
+// is set, fails with it, which ends the program by SIGPIPE.
 type limited struct {
 	text    strings.Builder
+	to      io.Writer // nil to keep the text
+	failed  error     // to's error
+	size    int
 	limit   int
 	full    error
 	overrun bool
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := l.limit - l.text.Len(); len(p) > room {
+	n := min(len(p), l.limit-l.size)
+	l.size += n
+	if l.to == nil {
+		l.text.Write(p[:n])
+	} else if _, l.failed = l.to.Write(p[:n]); l.failed != nil {
+		return 0, l.failed
+	}
+	if n < len(p) {
 		l.overrun = true
-		l.text.Write(p[:room])
 		return len(p), l.full
 	}
-	return l.text.Write(p)
+	return n, nil
 }
 
 // summary makes one line of what a program complained about, without its advice on usage and

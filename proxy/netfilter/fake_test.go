@@ -51,7 +51,7 @@ func newFake(f cluster.Family) *fakeTables {
 	return k
 }
 
-func (k *fakeTables) Read(_ context.Context, f cluster.Family) (*iptables.Ruleset, error) {
+func (k *fakeTables) Read(_ context.Context, f cluster.Family, _ *iptables.Ruleset) (*iptables.Ruleset, error) {
 	k.reads++
 	if err := k.fail; err != nil {
 		k.fail = nil

@@ -196,7 +196,7 @@ func mustSync(t *testing.T, r *Rules, want ...Desired) []Report {
 // mustHold checks that the tables hold exactly a Ruleset, byte for byte.
 func mustHold(t *testing.T, tables Tables, want *iptables.Ruleset) {
 	t.Helper()
-	have, err := tables.Read(context.Background(), want.Family)
+	have, err := tables.Read(context.Background(), want.Family, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,7 +98,13 @@ func (a *attempt) apply(ctx context.Context) error {
 // that iptables named. Legacy names no rule when the kernel refuses: then all Services that change are left out, and
 // let in again by halves. When the rest is refused as well, no Service is to blame, and that is an error.
 func (a *attempt) settle(ctx context.Context) error {
+	remembered := a.have != nil && !a.fresh
 	err := a.apply(ctx)
+	if _, refused := refusal(err); refused && remembered {
+		// Somebody may have removed a chain that the rules lead to, or lead to one that they remove, since the kernel was
+		// read. No Service is to blame for that, so read it again first.
+		err = a.apply(ctx)
+	}
 	for range maxBlamed {
 		e, refused := refusal(err)
 		if !refused {

@@ -14,7 +14,7 @@ import (
 // Tables is the kernel's side of the rules; a *Backend is one. Apply returns a *RestoreError when the rules were
 // refused, see [Backend.Apply].
 type Tables interface {
-	Read(context.Context, cluster.Family) (*iptables.Ruleset, error)
+	Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error)
 	Apply(context.Context, cluster.Family, *iptables.Restore) error
 }
 
@@ -97,6 +97,8 @@ type keeper struct {
 	now    func() time.Time
 	// have is what the tables hold; nil when that is not known.
 	have *iptables.Ruleset
+	// wanted is what was last wanted, which is what the tables most likely hold.
+	wanted *iptables.Ruleset
 	// counted is the Ruleset that the two counts are of.
 	counted               *iptables.Ruleset
 	rulesFilter, rulesNAT int
@@ -128,7 +130,7 @@ func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
 // current returns what the tables hold, read if need be.
 func (k *keeper) current(ctx context.Context) (*iptables.Ruleset, error) {
 	if k.have == nil {
-		read, err := k.tables.Read(ctx, k.family)
+		read, err := k.tables.Read(ctx, k.family, k.wanted)
 		if err != nil {
 			return nil, err
 		}
@@ -143,6 +145,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 	if err != nil {
 		return nil, err
 	}
+	k.wanted = want
 	r := iptables.Diff(have, want)
 	if r.Empty() {
 		k.have, k.fresh = want, false // Equal, but it shares its memory with what is planned next.
@@ -163,7 +166,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 // readBack compares what was just written, in place of what was had, with what the kernel shows. Rules that it shows in other words, as another
 // version of iptables does, are remembered in that form.
 func (k *keeper) readBack(ctx context.Context, had, want *iptables.Ruleset) error {
-	read, err := k.tables.Read(ctx, k.family)
+	read, err := k.tables.Read(ctx, k.family, want)
 	if err != nil {
 		return err
 	}

@@ -88,8 +88,8 @@ func (b both) of(f cluster.Family) *fakeTables {
 	return b.v4
 }
 
-func (b both) Read(ctx context.Context, f cluster.Family) (*iptables.Ruleset, error) {
-	return b.of(f).Read(ctx, f)
+func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error) {
+	return b.of(f).Read(ctx, f, known)
 }
 
 func (b both) Apply(ctx context.Context, f cluster.Family, r *iptables.Restore) error {

@@ -131,7 +131,7 @@ func (l *loader) apply(want *iptables.Ruleset, t *timing) error {
 // verify reads the rules back and compares them.
 func (l *loader) verify(t *timing) error {
 	return t.time(func() error {
-		read, err := l.backend.Read(l.ctx, cluster.IPv4)
+		read, err := l.backend.Read(l.ctx, cluster.IPv4, l.have)
 		if err != nil {
 			return err
 		}
