@@ -95,3 +95,23 @@ func TestConfigurationRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestNodeName: a flag or the file, else the environment, else the host's name.
+func TestNodeName(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ given, env, want string }{
+		{"worker-1", "worker-2", "worker-1"},
+		{" Worker-1.Example ", "", "worker-1.example"},
+		{"", "worker-2", "worker-2"},
+		{"", " ", strings.ToLower(host)},
+	} {
+		t.Setenv("NODE_NAME", c.env)
+		got, err := (&AgentConfiguration{NodeName: c.given}).Config()
+		if nodeNames.MatchString(c.want) && (err != nil || got.NodeName != c.want) {
+			t.Errorf("given %q, NODE_NAME %q: %q, %v; expected %q", c.given, c.env, got.NodeName, err, c.want)
+		}
+	}
+}

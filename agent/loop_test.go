@@ -201,6 +201,22 @@ func TestStaleIsUnhealthy(t *testing.T) {
 	}
 }
 
+// TestNotesSurviveFailure: what a part said holds until it says something else.
+func TestNotesSurviveFailure(t *testing.T) {
+	p := &fakePart{name: "x"}
+	s := newStatus([]Part{p})
+	notes := []cluster.Note{{Reason: cluster.ReasonRouteConflict}}
+	for i, step := range []struct {
+		notes []cluster.Note
+		err   error
+		want  int
+	}{{notes, nil, 1}, {nil, errors.New("the kernel can't be read"), 1}, {nil, nil, 0}, {notes, errors.New("one is refused"), 1}} {
+		if got := s.done(outcome{part: "x", report: Report{Notes: step.notes}, err: step.err}); len(got) != step.want {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}
+
 // TestCoalesce: of many snapshots that come while a part is busy, it gets the last.
 func TestCoalesce(t *testing.T) {
 	p := &slowPart{release: make(chan struct{})}

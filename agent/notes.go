@@ -20,12 +20,12 @@ func (r *logReporter) Report(notes []cluster.Note) {
 	for _, n := range notes {
 		now[n] = true
 		if !r.seen[n] {
-			klog.InfoS("Refused", "object", n.Object.String(), "reason", n.Reason, "detail", n.Detail)
+			klog.InfoS("Note", "object", n.Object.String(), "reason", n.Reason, "detail", n.Detail)
 		}
 	}
 	for n := range r.seen {
 		if !now[n] {
-			klog.InfoS("No longer refused", "object", n.Object.String(), "reason", n.Reason)
+			klog.InfoS("Note no longer holds", "object", n.Object.String(), "reason", n.Reason)
 		}
 	}
 	r.seen = now

@@ -20,6 +20,8 @@ type Facts struct {
 	// Large tells, per family in the order of cluster.Families, whether the rules so far are those of a large cluster,
 	// see iptables.LargeCluster.
 	Large [2]bool
+	// Absent tells, in the same order, which families have no iptables here: no Service is served in them.
+	Absent [2]bool
 }
 
 // Offline are the Facts of a machine as it should be, for plans that are only looked at.
@@ -69,7 +71,11 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		if prev != nil {
 			memo = prev.Services[i]
 		}
-		t, notes := proxy.Plan(s, f, c.proxy(), memo.Table)
+		served := s
+		if facts.Absent[i] {
+			served = &cluster.Snapshot{Nodes: s.Nodes}
+		}
+		t, notes := proxy.Plan(served, f, c.proxy(), memo.Table)
 		o := c.rules(facts, iptables.LargeCluster(t.Endpoints, facts.Large[i]))
 		p.Services[i] = Services{Family: f, Table: t, Options: o, Rules: iptables.Render(t, o, memo.Rules)}
 		p.Notes = append(p.Notes, notes...)

@@ -34,6 +34,14 @@ type Options struct {
 // that the agent could not start: an address in use, no way to the API's configuration, or neither family's iptables
 // usable (netfilter.ErrNoBackend).
 func Run(ctx context.Context, o Options) error {
+	err := run(ctx, o)
+	if ctx.Err() != nil { // also while it was starting: what was under way failed for that
+		return nil
+	}
+	return err
+}
+
+func run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	frugal()
@@ -55,15 +63,15 @@ func Run(ctx context.Context, o Options) error {
 	}
 	for i, f := range cluster.Families {
 		if backend.Missing[f] != "" {
+			facts.Absent[i] = true
 			continue
 		}
 		part := &rulesPart{index: i, rules: netfilter.NewRules(backend)}
 		parts = append(parts, part)
-		have, err := backend.Read(ctx, f, nil)
-		if err != nil {
-			return err
+		// What can't be read now, the Part will say, and try again.
+		if have, err := backend.Read(ctx, f, nil); err == nil {
+			facts.Large[i] = have.Large
 		}
-		facts.Large[i] = have.Large
 	}
 	w, err := o.open()
 	if err != nil {
@@ -80,7 +88,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	w.reporter.Event(cluster.Ref{Kind: "Node", Name: o.Config.NodeName}, "Normal", "Starting", "fairway "+o.Version+" is starting")
+	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
+	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	return together(ctx, cancel,
 		healthServer.run,
 		metricsServer.run,

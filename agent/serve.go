@@ -55,8 +55,9 @@ func (s *server) run(ctx context.Context) error {
 
 // healthHandler serves what kube-proxy serves on port 10256, with the same meaning, and /readyz.
 //
-//	/livez    200 unless something has been waiting to be programmed for a minute
-//	/healthz  the same, and 503 while the node is about to go away, so that load balancers send it nothing new
+//	/livez    200 unless something has been waiting to be programmed for a minute, other than routes that fail with an error
+//	/healthz  200 unless something has been waiting for a minute, and 503 while the node is about to go away, so that
+//	          load balancers send it nothing new
 //	/readyz   200 when the latest state of the cluster is in the kernel
 func healthHandler(s *status, m *metrics, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
@@ -96,11 +97,15 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
 		ok := p.healthy(now)
-		h.Healthy = h.Healthy && ok
+		family, isRules := strings.CutPrefix(name, rulesPrefix)
+		// kube-proxy's /livez is about rules. Routes that fail with an error, such as a read-only /proc/sys, are alive: a
+		// restart would meet the same, over and over.
+		excused := !eligibility && !isRules && p.err != nil
+		h.Healthy = h.Healthy && (ok || excused)
 		if p.updated.After(h.LastUpdated) {
 			h.LastUpdated = p.updated
 		}
-		if family, isRules := strings.CutPrefix(name, rulesPrefix); isRules {
+		if isRules {
 			h.Status[family] = familyHealth{p.updated, ok}
 		}
 	}

@@ -84,3 +84,30 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// TestLivezOfFailingParts: a minute of failures is for a liveness probe when rules fail, not when routes do; both are for a
+// load balancer, and so is a part that does not answer at all.
+func TestLivezOfFailingParts(t *testing.T) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
+	for _, c := range []struct {
+		part           string
+		err            error
+		livez, healthz int
+	}{
+		{routesName, errors.New("/proc/sys is read-only"), http.StatusOK, http.StatusServiceUnavailable},
+		{routesName, nil, http.StatusServiceUnavailable, http.StatusServiceUnavailable},
+		{rulesPrefix + "IPv4", errors.New("the lock is held"), http.StatusServiceUnavailable, http.StatusServiceUnavailable},
+	} {
+		s := newStatus([]Part{&fakePart{name: c.part}})
+		s.queued(goal{1, plan}, plan.Snapshot.Nodes[0], start)
+		if c.err != nil {
+			s.done(outcome{part: c.part, revision: 1, err: c.err})
+		}
+		livez, _ := healthBody(s.view(), start.Add(staleAfter), false)
+		healthz, _ := healthBody(s.view(), start.Add(staleAfter), true)
+		if livez != c.livez || healthz != c.healthz {
+			t.Errorf("%s, %v: /livez %d and /healthz %d, expected %d and %d", c.part, c.err, livez, healthz, c.livez, c.healthz)
+		}
+	}
+}

@@ -65,7 +65,9 @@ func (s *status) done(o outcome) []cluster.Note {
 	defer s.mu.Unlock()
 	p := s.parts[o.part]
 	p.err = o.err
-	p.notes = o.report.Notes
+	if o.err == nil || len(o.report.Notes) > 0 { // a failure that tells nothing takes nothing back
+		p.notes = o.report.Notes
+	}
 	if o.err == nil {
 		p.programmed, p.updated = o.revision, o.end
 		if o.revision == s.revision {

@@ -87,6 +87,27 @@ func (p *Parser) Ruleset() (*Ruleset, error) {
 	return p.rules, nil
 }
 
+// Unshown returns the table that iptables-nft-save says in a line that it does not show; "" for any other line. To take such
+// a table for empty would add our jumps to it again and again.
+//
+//	# Table `nat' is incompatible, use 'nft' tool.
+func Unshown(line string) string {
+	rest, found := strings.CutPrefix(line, "# Table `")
+	table, rest, _ := strings.Cut(rest, "' ")
+	if !found || !strings.HasPrefix(rest, "is incompatible") {
+		return ""
+	}
+	return table
+}
+
+// An UnshownError is a table of ours that iptables-nft can't show.
+type UnshownError string
+
+func (table UnshownError) Error() string {
+	return fmt.Sprintf("table %s has rules that this iptables-nft can't show, made by nft or by another version; nft list ruleset shows them, "+
+		"and they need a table of their own", string(table))
+}
+
 func (p *Parser) line(line []byte) {
 	p.lines++
 	if p.table != nil && p.table.Table != nil && bytes.HasPrefix(line, []byte("-A ")) {
@@ -101,6 +122,8 @@ func (p *Parser) line(line []byte) {
 // other takes a line that is no rule of a table of ours.
 func (p *Parser) other(line string) error {
 	switch {
+	case p.rules.Table(Unshown(line)) != nil:
+		return UnshownError(Unshown(line))
 	case line == "" || line[0] == '#':
 		return nil
 	case line[0] == '*':

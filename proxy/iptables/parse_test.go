@@ -1,6 +1,8 @@
 package iptables_test
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -65,5 +67,18 @@ func TestParserRefuses(t *testing.T) {
 		if r, err := iptables.Parse(cluster.IPv4, text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q gives %v, %v; expected an error with %s", text, r, err, want)
 		}
+	}
+}
+
+// TestUnshownTable: a table that is not shown is not an empty one.
+func TestUnshownTable(t *testing.T) {
+	const of = "# Table `%s' is incompatible, use 'nft' tool.\n"
+	const filter = "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"
+	if _, err := iptables.Parse(cluster.IPv4, filter+fmt.Sprintf(of, "mangle")); err != nil {
+		t.Errorf("a table of others: %v", err)
+	}
+	_, err := iptables.Parse(cluster.IPv4, filter+fmt.Sprintf(of, "nat"))
+	if unshown := iptables.UnshownError(""); !errors.As(err, &unshown) || unshown != "nat" || !strings.Contains(err.Error(), "table nat has rules") {
+		t.Errorf("nat: %v", err)
 	}
 }

@@ -40,6 +40,10 @@ func (d *detector) saved(ctx context.Context, b *Backend, f cluster.Family) (e e
 	table := ""
 	for line := range strings.Lines(text) {
 		switch line[0] {
+		case '#':
+			if t := iptables.Unshown(line); t == iptables.Filter || t == iptables.NAT {
+				return e, iptables.UnshownError(t)
+			}
 		case '*':
 			table = strings.TrimSpace(line[1:])
 		case '-':

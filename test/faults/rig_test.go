@@ -321,7 +321,7 @@ func (r *rig) said(n *lab.Node, skip int, want note) error {
 	r.Helper()
 	found := false
 	for i, line := range strings.Split(r.agents[n.Name].Output(), "\n") {
-		found = found || i >= skip && strings.Contains(line, `"Refused" object="`+want.object+`" reason="`+want.reason+`"`) &&
+		found = found || i >= skip && strings.Contains(line, `"Note" object="`+want.object+`" reason="`+want.reason+`"`) &&
 			strings.Contains(line, want.detail)
 	}
 	switch {
