@@ -48,7 +48,7 @@ func parseFlags() options {
 	flag.IntVar(&o.endpoints, "endpoints", 5, "endpoints of each Service")
 	flag.IntVar(&o.full, "full", 5, "loads into an empty kernel, for each size and backend")
 	flag.IntVar(&o.changes, "changes", 11, "changes after each load, and changes timed with the agent")
-	flag.IntVar(&o.churn, "churn", 300, "changes before the agent's memory is read again")
+	flag.IntVar(&o.churn, "churn", 200, "changes before the agent's memory is read again")
 	flag.DurationVar(&o.rest, "rest", 35*time.Second, "time without changes before the agent's memory is read the last time; the default has an audit in it")
 	flag.BoolVar(&o.agent, "agent", true, "run the agent against a kube-apiserver; the first time, building that takes minutes")
 	flag.Parse()

@@ -16,6 +16,9 @@ import (
 // writers is how many requests are made at once.
 const writers = 8
 
+// elsewhere is an address of the services' network that none of the made-up clusters uses.
+const elsewhere = "10.111.0.1"
+
 // create writes the objects of a made-up cluster that do not exist yet.
 func (cp *controlPlane) create(ctx context.Context, s *cluster.Snapshot) error {
 	var tasks []func() error
@@ -99,7 +102,7 @@ func (cp *controlPlane) createService(ctx context.Context, svc *cluster.Service)
 	object := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: svc.Name},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceType(svc.Type), ClusterIP: svc.ClusterIPs[0].String()}}
 	if svc.ClusterIPs[0] == serviceCIDR.Addr().Next() {
-		object.Spec.ClusterIP = "" // the service "kubernetes" has that one; the server chooses another
+		object.Spec.ClusterIP = elsewhere // the service "kubernetes" has that one
 	}
 	for _, p := range svc.Ports {
 		object.Spec.Ports = append(object.Spec.Ports, corev1.ServicePort{Name: p.Name, Port: int32(p.Port), NodePort: int32(p.NodePort)})
