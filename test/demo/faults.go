@@ -105,7 +105,7 @@ func (d *demo) routeDeleted() error {
 		return err
 	}
 	defer monitor.Stop(time.Second)
-	if err := d.await(func() error { return listening(monitor.PID()) }); err != nil {
+	if err := d.await(func() error { return d.listening(node1, monitor) }); err != nil {
 		return err
 	}
 	d.out.command("node1#", watch+" &", "")
@@ -138,20 +138,20 @@ func (d *demo) routeDeleted() error {
 	return nil
 }
 
-// listening tells whether a process has subscribed to rtnetlink's groups. The kernel gives a process's first
-// netlink socket the process's id.
-func listening(pid int) error {
-	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", pid))
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(table)) {
-		f := strings.Fields(line) // sk, protocol, port id, groups, …
-		if len(f) > 3 && f[1] == "0" && f[2] == fmt.Sprint(pid) && strings.Trim(f[3], "0") != "" {
-			return nil
+// marker is a route that nobody wants. Once its coming is told, so is all that comes after: before, ip monitor asks for
+// the links, and what is told while it waits for the answer is lost.
+const marker = "198.18.255.255"
+
+func (d *demo) listening(on *lab.Namespace, monitor *lab.Process) error {
+	for _, verb := range []string{"add", "del"} {
+		if out, err := on.Run("ip", "route", verb, "blackhole", marker, "proto", "77"); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
 		}
 	}
-	return fmt.Errorf("process %d does not listen yet", pid)
+	if !strings.Contains(monitor.Output(), marker) {
+		return fmt.Errorf("ip monitor tells nothing yet: %q", monitor.Output())
+	}
+	return nil
 }
 
 // An event is a line of ip monitor.
