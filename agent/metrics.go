@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
@@ -106,6 +107,7 @@ var (
 	descPending     = prometheus.NewDesc("fairway_pending_seconds", "How long the oldest change has been waiting to be programmed.", []string{"part"}, nil)
 	descRules       = prometheus.NewDesc("kubeproxy_sync_proxy_rules_iptables_total", "Rules that should be in the kernel.", []string{"table", "ip_family"}, nil)
 	descRoutes      = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
+	descNoLocal     = prometheus.NewDesc("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports that drop traffic because their policy is Local and this node has no endpoint.", []string{"traffic_policy", "ip_family"}, nil)
 	descPorts       = prometheus.NewDesc("fairway_service_ports", "Service ports that are served.", []string{"ip_family"}, nil)
 	descQuarantined = prometheus.NewDesc("fairway_quarantined_services", "Services whose rules the kernel refused.", nil, nil)
 )
@@ -159,6 +161,17 @@ func collectPlan(p *Plan, gauge func(*prometheus.Desc, float64, ...string)) {
 	}
 	for _, s := range p.Services {
 		gauge(descPorts, float64(len(s.Table.Ports)), s.Family.String())
+		internal, external := 0, 0
+		for _, p := range s.Table.Ports {
+			if p.Internal == proxy.Drop {
+				internal++
+			}
+			if p.NodePort != 0 && p.External == proxy.Drop {
+				external++
+			}
+		}
+		gauge(descNoLocal, float64(internal), "internal", s.Family.String())
+		gauge(descNoLocal, float64(external), "external", s.Family.String())
 		for _, table := range iptables.Tables {
 			gauge(descRules, float64(s.Rules.Table(table).Rules()), table, s.Family.String())
 		}

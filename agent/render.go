@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -77,11 +78,31 @@ func frontends(p *proxy.Port) string {
 }
 
 func backends(p *proxy.Port) string {
-	if len(p.Backends) == 0 {
-		return "rejected, no endpoints"
+	text := toward(p, p.Internal)
+	if p.NodePort != 0 && p.External != p.Internal {
+		text += "; from outside: " + toward(p, p.External)
 	}
+	if p.Affinity > 0 {
+		text += "; clients stay for " + p.Affinity.String()
+	}
+	return text
+}
+
+func toward(p *proxy.Port, v proxy.Verdict) string {
+	switch v {
+	case proxy.ToCluster:
+		return list(p.Cluster)
+	case proxy.ToLocal:
+		return list(p.Local)
+	case proxy.Drop:
+		return "dropped, no endpoints on this node"
+	}
+	return "rejected, no endpoints"
+}
+
+func list(backends []proxy.Backend) string {
 	var to []string
-	for _, b := range p.Backends {
+	for _, b := range backends {
 		where := ""
 		if b.Local {
 			where = " (this node)"
@@ -106,13 +127,20 @@ type (
 		Node        string       `json:"node"`
 	}
 	printedPort struct {
-		Name      string           `json:"name"`
-		Family    string           `json:"family"`
-		Protocol  string           `json:"protocol"`
-		ClusterIP string           `json:"clusterIP,omitempty"`
-		Port      uint16           `json:"port"`
-		NodePort  uint16           `json:"nodePort,omitempty"`
-		Backends  []printedBackend `json:"backends"`
+		Name      string `json:"name"`
+		Family    string `json:"family"`
+		Protocol  string `json:"protocol"`
+		ClusterIP string `json:"clusterIP,omitempty"`
+		Port      uint16 `json:"port"`
+		NodePort  uint16 `json:"nodePort,omitempty"`
+		// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to the node port: reject,
+		// drop, cluster or local; the last two name the list of endpoints.
+		Internal string           `json:"internal"`
+		External string           `json:"external,omitempty"`
+		Cluster  []printedBackend `json:"cluster,omitempty"`
+		Local    []printedBackend `json:"local,omitempty"`
+		// AffinitySeconds is 0 when clients do not stay with their endpoint.
+		AffinitySeconds int `json:"affinitySeconds,omitempty"`
 	}
 	printedBackend struct {
 		Address netip.AddrPort `json:"address"`
@@ -142,12 +170,20 @@ func (p *Plan) printable() printedPlan {
 }
 
 func printablePort(f cluster.Family, p *proxy.Port) printedPort {
-	out := printedPort{Name: p.Name.String(), Family: f.String(), Protocol: p.Protocol.String(), Port: p.Port, NodePort: p.NodePort, Backends: []printedBackend{}}
+	out := printedPort{Name: p.Name.String(), Family: f.String(), Protocol: p.Protocol.String(), Port: p.Port, NodePort: p.NodePort,
+		Internal: p.Internal.String(), Cluster: printableBackends(p.Cluster), Local: printableBackends(p.Local), AffinitySeconds: int(p.Affinity / time.Second)}
+	if p.NodePort != 0 {
+		out.External = p.External.String()
+	}
 	if p.ClusterIP.IsValid() {
 		out.ClusterIP = p.ClusterIP.String()
 	}
-	for _, b := range p.Backends {
-		out.Backends = append(out.Backends, printedBackend{b.Addr, b.Local})
-	}
 	return out
+}
+
+func printableBackends(backends []proxy.Backend) (list []printedBackend) {
+	for _, b := range backends {
+		list = append(list, printedBackend{b.Addr, b.Local})
+	}
+	return list
 }

@@ -58,6 +58,7 @@ func before(a, b *cluster.Service) bool {
 // locality tells which endpoints are, or may be, on this node.
 type locality struct {
 	node     string
+	zone     string
 	podCIDRs []netip.Prefix
 	ips      []netip.Addr
 }
@@ -66,11 +67,11 @@ func newLocality(name string, n *cluster.Node) locality {
 	if n == nil {
 		return locality{node: name}
 	}
-	return locality{node: name, podCIDRs: n.PodCIDRs, ips: n.InternalIPs}
+	return locality{node: name, zone: n.Zone, podCIDRs: n.PodCIDRs, ips: n.InternalIPs}
 }
 
 func (t *Table) sameLocality(l locality) bool {
-	return t.here.node == l.node && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
+	return t.here.node == l.node && t.here.zone == l.zone && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
 }
 
 // has errs towards yes: an endpoint without node name (a slice written by hand) may be here, and one whose slice
@@ -108,10 +109,11 @@ func planService(svc *cluster.Service, f cluster.Family, here locality) *planned
 			ClusterIP: vip,
 			Port:      sp.Port,
 			NodePort:  sp.NodePort,
+			Affinity:  svc.Affinity,
 		}
 		all := collect(svc, sp, f)
 		p.endpoints += len(all)
-		port.Backends = usable(all, here)
+		port.decide(svc, all, here)
 		p.ports = append(p.ports, port)
 	}
 	return p
@@ -121,15 +123,6 @@ func planService(svc *cluster.Service, f cluster.Family, here locality) *planned
 func unsupported(svc *cluster.Service, f cluster.Family) (notes []cluster.Note) {
 	add := func(format string, args ...any) {
 		notes = append(notes, cluster.Note{Object: svc.Ref(), Reason: cluster.ReasonNotSupported, Detail: fmt.Sprintf(format, args...)})
-	}
-	if svc.Affinity != 0 {
-		add("sessionAffinity ClientIP is not supported; connections are spread over all endpoints")
-	}
-	if svc.InternalTrafficPolicy == cluster.PolicyLocal {
-		add("internalTrafficPolicy Local is not supported; it is treated as Cluster")
-	}
-	if svc.ExternalTrafficPolicy == cluster.PolicyLocal {
-		add("externalTrafficPolicy Local is not supported; it is treated as Cluster")
 	}
 	for _, a := range svc.ExternalIPs {
 		if cluster.FamilyOf(a) == f {
@@ -205,26 +198,85 @@ func better(e, old *cluster.Endpoint) bool {
 	return e.Serving && !old.Serving
 }
 
-// usable picks the endpoints that get traffic: the ready ones or, when there are none at all, those which are
-// shutting down and still serve (KEP-1669).
-func usable(all []known, here locality) []Backend {
-	pick := func(ok func(*cluster.Endpoint) bool) []Backend {
-		n := 0
+// decide settles what happens to the port's traffic, by the Service's policies and the endpoints that there are.
+func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
+	if !slices.ContainsFunc(all, func(k known) bool { return k.Ready || k.Serving && k.Terminating }) {
+		p.Internal, p.External = Reject, Reject
+		return
+	}
+	policies := [...]cluster.TrafficPolicy{svc.InternalTrafficPolicy, svc.ExternalTrafficPolicy}
+	var local []Backend
+	if slices.Contains(policies[:], cluster.PolicyLocal) {
+		mine := slices.DeleteFunc(slices.Clone(all), func(k known) bool { return k.NodeName != here.node })
+		local = usable(mine, mine, here)
+	}
+	verdict := func(policy cluster.TrafficPolicy) Verdict {
+		switch {
+		case policy == cluster.PolicyCluster:
+			return ToCluster
+		case len(local) > 0:
+			return ToLocal
+		}
+		return Drop
+	}
+	p.Internal, p.External = verdict(policies[0]), verdict(policies[1])
+	outside := p.NodePort != 0
+	if p.Internal == ToLocal || outside && p.External == ToLocal {
+		p.Local = local
+	}
+	// Behind policy Local, pods and the node itself still reach every endpoint from a node port.
+	if p.Internal == ToCluster || outside {
+		p.Cluster = usable(near(all, here), all, here)
+	}
+}
+
+// near leaves out ready endpoints that the topology hints keep from this node. Hints count only when all ready endpoints
+// have them and one is for us; those for nodes come before those for zones (KEP-2433, KEP-3015).
+func near(all []known, here locality) []known {
+	for _, hint := range [...]struct {
+		of   func(known) []string
+		want string
+	}{{func(k known) []string { return k.ForNodes }, here.node}, {func(k known) []string { return k.ForZones }, here.zone}} {
+		ready, hinted, ours := 0, 0, 0
 		for _, k := range all {
-			if ok(k.Endpoint) {
+			if !k.Ready {
+				continue
+			}
+			ready++
+			if len(hint.of(k)) > 0 {
+				hinted++
+			}
+			if slices.Contains(hint.of(k), hint.want) {
+				ours++
+			}
+		}
+		if hint.want != "" && ours > 0 && hinted == ready {
+			return slices.DeleteFunc(slices.Clone(all), func(k known) bool { return !slices.Contains(hint.of(k), hint.want) })
+		}
+	}
+	return all
+}
+
+// usable picks the endpoints that get traffic: the ready ones among the preferred or, when there are none, those among
+// the others which are shutting down and still serve (KEP-1669).
+func usable(preferred, others []known, here locality) []Backend {
+	pick := func(from []known, ok func(known) bool) []Backend {
+		n := 0
+		for _, k := range from {
+			if ok(k) {
 				n++
 			}
 		}
 		picked := make([]Backend, 0, n)
-		for _, k := range all {
-			if ok(k.Endpoint) {
+		for _, k := range from {
+			if ok(k) {
 				picked = append(picked, Backend{Addr: k.at, Local: here.has(k.Endpoint)})
 			}
 		}
 		return picked
 	}
-	if ready := pick(func(e *cluster.Endpoint) bool { return e.Ready }); len(ready) > 0 {
+	if ready := pick(preferred, func(k known) bool { return k.Ready }); len(ready) > 0 {
 		return ready
 	}
-	return pick(func(e *cluster.Endpoint) bool { return e.Serving && e.Terminating })
+	return pick(others, func(k known) bool { return k.Serving && k.Terminating })
 }

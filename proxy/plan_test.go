@@ -78,7 +78,7 @@ func TestBackends(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			table, notes := plan(service("web", c.slices...))
 			var got []string
-			for _, b := range table.Ports[0].Backends {
+			for _, b := range table.Ports[0].Cluster {
 				text := b.Addr.String()
 				if b.Local {
 					text += "*"
@@ -87,6 +87,93 @@ func TestBackends(t *testing.T) {
 			}
 			if strings.Join(got, " ") != c.want || len(notes) > 0 {
 				t.Errorf("got %q %v, expected %q", got, notes, c.want)
+			}
+		})
+	}
+}
+
+// TestPolicies: what the two policies make of where the endpoints are.
+func TestPolicies(t *testing.T) {
+	const local, everywhere = cluster.PolicyLocal, cluster.PolicyCluster
+	for _, c := range []struct {
+		name               string
+		internal, external cluster.TrafficPolicy
+		nodePort           uint16
+		endpoints          []string
+		want               string // internal, external, cluster list, local list
+	}{
+		{"both Cluster", everywhere, everywhere, 30000, []string{"10.0.2.1 ready", "10.0.1.1 here ready"}, "cluster cluster [10.0.1.1 10.0.2.1] []"},
+		{"internal Local", local, everywhere, 0, []string{"10.0.2.1 ready", "10.0.1.1 here ready"}, "local cluster [] [10.0.1.1]"},
+		{"internal Local with a node port", local, everywhere, 30000, []string{"10.0.2.1 ready", "10.0.1.1 here ready"}, "local cluster [10.0.1.1 10.0.2.1] [10.0.1.1]"},
+		{"external Local", everywhere, local, 30000, []string{"10.0.2.1 ready", "10.0.1.1 here ready"}, "cluster local [10.0.1.1 10.0.2.1] [10.0.1.1]"},
+		{"external Local without a node port", everywhere, local, 0, []string{"10.0.1.1 here ready"}, "cluster local [10.0.1.1] []"},
+		{"none here", local, local, 30000, []string{"10.0.2.1 ready"}, "drop drop [10.0.2.1] []"},
+		{"none anywhere", local, local, 30000, []string{"10.0.1.1 here"}, "reject reject [] []"},
+		{"only a terminating one here", local, local, 30000, []string{"10.0.2.1 ready", "10.0.1.1 here serving terminating"}, "local local [10.0.2.1] [10.0.1.1]"},
+		{"an unready one here", local, everywhere, 0, []string{"10.0.2.1 ready", "10.0.1.1 here"}, "drop cluster [] []"},
+		{"one of nobody's node is not here", local, everywhere, 0, []string{"10.0.1.1 anywhere ready"}, "drop cluster [] []"},
+		{"all terminating", everywhere, local, 30000, []string{"10.0.2.1 serving terminating"}, "cluster drop [10.0.2.1] []"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			svc := service("web", slice(8080, c.endpoints...))
+			svc.InternalTrafficPolicy, svc.ExternalTrafficPolicy, svc.Ports[0].NodePort = c.internal, c.external, c.nodePort
+			table, _ := plan(svc)
+			p := table.Ports[0]
+			if got := fmt.Sprint(p.Internal, " ", p.External, " ", addresses(p.Cluster), " ", addresses(p.Local)); got != c.want {
+				t.Errorf("got %s, expected %s", got, c.want)
+			}
+		})
+	}
+}
+
+func addresses(backends []proxy.Backend) (list []netip.Addr) {
+	for _, b := range backends {
+		list = append(list, b.Addr.Addr())
+	}
+	return list
+}
+
+// TestHints: topology hints decide only when every ready endpoint has them and one is for this node or its zone.
+func TestHints(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		zone  string
+		hints []string // of 10.0.2.1, 10.0.2.2, …: zones, and nodes with "@", separated by commas
+		want  string
+	}{
+		{"none", "z1", []string{"", ""}, "[10.0.2.1 10.0.2.2]"},
+		{"zones", "z1", []string{"z1", "z2", "z2,z1"}, "[10.0.2.1 10.0.2.3]"},
+		{"one without", "z1", []string{"z1", ""}, "[10.0.2.1 10.0.2.2]"},
+		{"none for our zone", "z3", []string{"z1", "z2"}, "[10.0.2.1 10.0.2.2]"},
+		{"no zone", "", []string{"z1", "z2"}, "[10.0.2.1 10.0.2.2]"},
+		{"nodes", "z1", []string{"@here", "@there"}, "[10.0.2.1]"},
+		{"nodes come before zones", "z1", []string{"z1,@there", "z2,@here"}, "[10.0.2.2]"},
+		{"no node of ours, so zones", "z1", []string{"z1,@there", "z2,@there"}, "[10.0.2.1]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := slice(8080)
+			for i, hints := range c.hints {
+				e := endpoint(fmt.Sprintf("10.0.2.%d ready", i+1))
+				for _, h := range strings.Split(hints, ",") {
+					if node, isNode := strings.CutPrefix(h, "@"); isNode {
+						e.ForNodes = append(e.ForNodes, node)
+					} else if h != "" {
+						e.ForZones = append(e.ForZones, h)
+					}
+				}
+				s.Endpoints = append(s.Endpoints, e)
+			}
+			snapshot := &cluster.Snapshot{Services: []*cluster.Service{service("web", s)}, Nodes: []*cluster.Node{{Name: "here", Zone: c.zone}}}
+			table, _ := proxy.Plan(snapshot, cluster.IPv4, proxy.Config{NodeName: "here"}, nil)
+			if got := fmt.Sprint(addresses(table.Ports[0].Cluster)); got != c.want {
+				t.Errorf("got %s, expected %s", got, c.want)
+			}
+			moved := *snapshot
+			moved.Nodes = []*cluster.Node{{Name: "here", Zone: "z9"}}
+			again, _ := proxy.Plan(&moved, cluster.IPv4, proxy.Config{NodeName: "here"}, table)
+			fresh, _ := proxy.Plan(&moved, cluster.IPv4, proxy.Config{NodeName: "here"}, nil)
+			if got, want := fmt.Sprint(addresses(again.Ports[0].Cluster)), fmt.Sprint(addresses(fresh.Ports[0].Cluster)); got != want {
+				t.Errorf("after the node got another zone %s, expected %s", got, want)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 )
@@ -39,6 +40,24 @@ func (t *Table) Without(refused map[cluster.Ref]bool) *Table {
 	return &rest
 }
 
+// A Verdict is what happens to traffic.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Reject: there are no endpoints at all; the client is told.
+	Reject Verdict = iota
+	// Drop: there are endpoints, but none that may be used here (policy Local).
+	Drop
+	// ToCluster spreads the traffic over Port.Cluster.
+	ToCluster
+	// ToLocal spreads the traffic over Port.Local.
+	ToLocal
+)
+
+// String returns "reject", "drop", "cluster" or "local".
+func (v Verdict) String() string { return [...]string{"reject", "drop", "cluster", "local"}[v] }
+
 // A Port is what happens to the traffic of one service port.
 type Port struct {
 	// Name is the port's full name, which names its chains and stands in its comments.
@@ -51,9 +70,16 @@ type Port struct {
 	Port      uint16
 	// NodePort is the port's number on every address of the node, 0 when there is none.
 	NodePort uint16
-	// Backends are the endpoints that share the traffic evenly, ordered by the text of address and port as
-	// kube-proxy's rules are. With none, traffic is rejected.
-	Backends []Backend
+	// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to the node port. When
+	// External is ToLocal or Drop, the policy is Local: then traffic of pods and of the node itself goes to Cluster all
+	// the same, as through the ClusterIP.
+	Internal, External Verdict
+	// Cluster and Local are the endpoints for either verdict. They share the traffic evenly, and are ordered by the text of
+	// address and port as kube-proxy's rules are. A list that nothing refers to is empty.
+	Cluster, Local []Backend
+	// Affinity is how long a client stays with its endpoint, counted from its last new connection, in whole seconds; 0 for
+	// not at all.
+	Affinity time.Duration
 }
 
 // A PortName names a service port the way kube-proxy does.

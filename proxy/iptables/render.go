@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -238,46 +239,93 @@ type portRenderer struct {
 
 func (r *portRenderer) render(p *proxy.Port) *portRules {
 	rules := &portRules{}
-	name, protocol := p.Name.String(), p.Protocol.String()
-	vip := ""
-	if p.ClusterIP.IsValid() {
-		vip = "-d " + p.ClusterIP.String() + "/" + strconv.Itoa(p.ClusterIP.BitLen())
+	w := portWriter{r, p, rules, p.Name.String(), p.Protocol.String(), portHash(p)}
+	w.refuse()
+	var internal string
+	switch p.Internal {
+	case proxy.ToCluster:
+		internal = "KUBE-SVC-" + w.hash
+	case proxy.ToLocal:
+		internal = "KUBE-SVL-" + w.hash
 	}
-	dport := dportMatch(protocol, p.Port)
-	if len(p.Backends) == 0 {
-		reject := " -j REJECT --reject-with " + rejectWith(r.family)
-		none := comment(name + " has no endpoints")
-		if vip != "" {
-			rules.entries[rejectClusterIP] = &entry{p.ClusterIP, vip + " -p " + protocol + none + dport + reject, p}
-		}
-		if p.NodePort != 0 {
-			rules.entries[rejectNodePort] = &entry{portKey(p.Protocol, p.NodePort),
-				"-p " + protocol + none + " -m addrtype --dst-type LOCAL" + dportMatch(protocol, p.NodePort) + reject, p}
-		}
-		return rules
+	if internal != "" && p.ClusterIP.IsValid() {
+		rules.entries[toClusterIP] = &entry{p.ClusterIP, w.vip() + " -p " + w.protocol + comment(w.name+" cluster IP") + dportMatch(w.protocol, p.Port) + " -j " + internal, p}
 	}
-	h := portHash(p)
-	svc := &r.svc
-	svc.name = "KUBE-SVC-" + h
-	portal := comment(name + " cluster IP")
-	if vip != "" {
-		rules.entries[toClusterIP] = &entry{p.ClusterIP, vip + " -p " + protocol + portal + dport + " -j " + svc.name, p}
-		if src, in, ok := r.masqueraded(); ok {
-			svc.rule(p, src, vip, in, " -p ", protocol, r.detail(portal), dport, " -j ", chainMarkMasq)
-		}
+	if p.NodePort != 0 && p.External != proxy.Reject {
+		w.external()
 	}
-	if p.NodePort != 0 {
-		ext := &r.sep
-		ext.name = "KUBE-EXT-" + h
-		ext.rule(p, strings.TrimPrefix(r.detail(comment("masquerade traffic for "+name+" external destinations"))+" -j "+chainMarkMasq, " "))
-		ext.rule(p, "-j ", svc.name)
-		rules.entries[toNodePort] = &entry{portKey(p.Protocol, p.NodePort),
-			"-p " + protocol + comment(name) + dportMatch(protocol, p.NodePort) + " -j " + ext.name, p}
-		rules.chains = append(rules.chains, ext.one(p))
+	if len(p.Cluster) > 0 {
+		w.balance("KUBE-SVC-"+w.hash, internal, p.Cluster)
 	}
-	r.balance(p, name, rules)
-	rules.chains = append(rules.chains, svc.one(p))
+	if len(p.Local) > 0 {
+		w.balance("KUBE-SVL-"+w.hash, internal, p.Local)
+	}
 	return rules
+}
+
+// A portWriter writes the rules of one port.
+type portWriter struct {
+	*portRenderer
+	port                 *proxy.Port
+	rules                *portRules
+	name, protocol, hash string
+}
+
+// vip returns the match for the port's ClusterIP.
+func (w *portWriter) vip() string {
+	return "-d " + w.port.ClusterIP.String() + "/" + strconv.Itoa(w.port.ClusterIP.BitLen())
+}
+
+// refuse writes what is rejected or dropped.
+func (w *portWriter) refuse() {
+	p := w.port
+	if why, target := w.refusal(p.Internal); target != "" && p.ClusterIP.IsValid() {
+		w.rules.entries[rejectClusterIP] = &entry{p.ClusterIP, w.vip() + " -p " + w.protocol + why + dportMatch(w.protocol, p.Port) + target, p}
+	}
+	if why, target := w.refusal(p.External); target != "" && p.NodePort != 0 {
+		w.rules.entries[rejectNodePort] = &entry{portKey(p.Protocol, p.NodePort),
+			"-p " + w.protocol + why + " -m addrtype --dst-type LOCAL" + dportMatch(w.protocol, p.NodePort) + target, p}
+	}
+}
+
+// refusal returns the comment and target for a verdict; the target is empty for one that lets traffic through.
+func (w *portWriter) refusal(v proxy.Verdict) (why, target string) {
+	switch v {
+	case proxy.Reject:
+		return comment(w.name + " has no endpoints"), " -j REJECT --reject-with " + rejectWith(w.family)
+	case proxy.Drop:
+		return comment(w.name + " has no local endpoints"), " -j DROP"
+	}
+	return "", ""
+}
+
+// external writes the chain for what comes to the node port.
+func (w *portWriter) external() {
+	p, ext := w.port, &w.sep
+	ext.name = "KUBE-EXT-" + w.hash
+	about := func(text string) string { return w.detail(comment(text + " for " + w.name + " external destinations")) }
+	rule := func(pieces ...string) { ext.rule(p, strings.TrimPrefix(strings.Join(pieces, ""), " ")) }
+	svc := "KUBE-SVC-" + w.hash
+	w.rules.entries[toNodePort] = &entry{portKey(p.Protocol, p.NodePort),
+		"-p " + w.protocol + comment(w.name) + dportMatch(w.protocol, p.NodePort) + " -j " + ext.name, p}
+	if p.External == proxy.ToCluster {
+		rule(about("masquerade traffic"), " -j ", chainMarkMasq)
+		rule("-j ", svc)
+	} else {
+		// The policy is Local. Pods' and the node's own traffic is not from outside: it goes to any endpoint.
+		if w.local.CIDR.IsValid() {
+			rule("-s ", w.local.CIDR.String(), about("pod traffic"), " -j ", svc)
+		} else if w.local.Interface != "" {
+			rule("-i ", w.local.Interface, about("pod traffic"), " -j ", svc)
+		}
+		const own = " -m addrtype --src-type LOCAL -j "
+		rule(about("masquerade LOCAL traffic"), own, chainMarkMasq)
+		rule(about("route LOCAL traffic"), own, svc)
+		if p.External == proxy.ToLocal {
+			rule("-j KUBE-SVL-", w.hash)
+		}
+	}
+	w.rules.chains = append(w.rules.chains, ext.one(p))
 }
 
 // dportMatch returns the match for a destination port, with a space before.
@@ -285,29 +333,70 @@ func dportMatch(protocol string, port uint16) string {
 	return " -m " + protocol + " --dport " + strconv.Itoa(int(port))
 }
 
-// balance writes the rules that pick a backend: the i-th of n takes 1/(n-i) of what comes that far, so each gets an
-// equal share. A backend elsewhere is translated at once; one on this node has a chain that recognises its own
-// connections, which would otherwise be answered past the node.
-func (r *portRenderer) balance(p *proxy.Port, name string, rules *portRules) {
-	protocol := p.Protocol.String()
-	svc, sep := &r.svc, &r.sep
-	for i, b := range p.Backends {
-		endpoint := b.Addr.String()
-		pick, odds := "", r.probability(len(p.Backends)-i)
-		if !r.options.Large {
-			pick = comment(name + " -> " + endpoint)
+// balance writes a chain that picks a backend: the i-th of n takes 1/(n-i) of what comes that far, so each gets an equal
+// share. Clients that have a backend already are asked for first. internal is the chain that the ClusterIP leads to.
+func (w *portWriter) balance(chain, internal string, backends []proxy.Backend) {
+	p, svc := w.port, &w.svc
+	svc.name = chain
+	if src, in, ok := w.masqueraded(); ok && chain == internal && p.ClusterIP.IsValid() {
+		svc.rule(p, src, w.vip(), in, " -p ", w.protocol, w.detail(comment(w.name+" cluster IP")), dportMatch(w.protocol, p.Port), " -j ", chainMarkMasq)
+	}
+	if p.Affinity > 0 {
+		for _, b := range backends {
+			sep := endpointChain(p, b.Addr.String())
+			svc.rule(p, strings.TrimPrefix(w.toEndpoint(b)+" -m recent --rcheck --seconds "+strconv.Itoa(int(p.Affinity/time.Second))+
+				" --reap"+w.clients(sep)+" -j "+sep, " "))
 		}
-		if !b.Local {
-			svc.rule(p, "-p ", protocol, pick, odds, " -j DNAT --to-destination ", endpoint)
+	}
+	for i, b := range backends {
+		pick, odds := w.toEndpoint(b), w.probability(len(backends)-i)
+		if !b.Local && p.Affinity == 0 {
+			svc.rule(p, "-p ", w.protocol, pick, odds, " -j DNAT --to-destination ", b.Addr.String())
 			continue
 		}
-		sep.name = endpointChain(p, endpoint)
-		svc.rule(p, strings.TrimPrefix(pick+odds+" -j ", " "), sep.name)
-		about := r.detail(comment(name))
-		sep.rule(p, "-s ", b.Addr.Addr().String(), "/", strconv.Itoa(b.Addr.Addr().BitLen()), about, " -j ", chainMarkMasq)
-		sep.rule(p, "-p ", protocol, about, " -j DNAT --to-destination ", endpoint)
-		rules.chains = append(rules.chains, sep.one(p))
+		svc.rule(p, strings.TrimPrefix(pick+odds+" -j ", " "), w.endpoint(b))
 	}
+	w.rules.chains = append(w.rules.chains, svc.one(p))
+}
+
+// toEndpoint returns the comment of a rule that leads to a backend.
+func (w *portWriter) toEndpoint(b proxy.Backend) string {
+	if w.options.Large {
+		return ""
+	}
+	return comment(w.name + " -> " + b.Addr.String())
+}
+
+// endpoint writes the chain of a backend, unless it is there already, and returns its name. A backend on this node has
+// one because it must recognise its own connections, which would otherwise be answered past the node; and with affinity
+// each has one that remembers its clients.
+func (w *portWriter) endpoint(b proxy.Backend) string {
+	p, sep, addr := w.port, &w.sep, b.Addr.Addr()
+	name := endpointChain(p, b.Addr.String())
+	if slices.ContainsFunc(w.rules.chains, func(c *Chain) bool { return c.Name == name }) {
+		return name
+	}
+	sep.name = name
+	about := w.detail(comment(w.name))
+	if b.Local {
+		sep.rule(p, "-s ", addr.String(), "/", strconv.Itoa(addr.BitLen()), about, " -j ", chainMarkMasq)
+	}
+	remember := ""
+	if p.Affinity > 0 {
+		remember = " -m recent --set" + w.clients(name)
+	}
+	sep.rule(p, "-p ", w.protocol, about, remember, " -j DNAT --to-destination ", b.Addr.String())
+	w.rules.chains = append(w.rules.chains, sep.one(p))
+	return name
+}
+
+// clients returns the options of the recent match that name an endpoint's list of clients, by their whole address.
+func (w *portWriter) clients(list string) string {
+	mask := "255.255.255.255"
+	if w.family == cluster.IPv6 {
+		mask = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+	}
+	return " --name " + list + " --mask " + mask + " --rsource"
 }
 
 // detail returns a comment match that a large cluster goes without.

@@ -96,25 +96,41 @@ func (c checker) port(p *proxy.Port) {
 	for _, from := range sources {
 		src := netip.AddrPortFrom(netip.MustParseAddr(from.addr[c.family]), 40000)
 		if p.ClusterIP.IsValid() {
-			c.leads(p, from.name+" to ClusterIP", from.masked, follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(p.ClusterIP, p.Port), from.in))
+			got := follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(p.ClusterIP, p.Port), from.in)
+			c.leads(p, from.name+" to ClusterIP", p.Internal, from.masked, got)
 			miss := netip.AddrPortFrom(p.ClusterIP, 9)
 			if o := follow(c.t, c.rules, p.Protocol, src, miss, from.in); len(o) != 1 || o[0].Verdict != trace.Accept || o[0].Dst != miss {
 				c.t.Errorf("%s: a port next to %s is touched: %v", c.name, p.Name, o)
 			}
 		}
-		if p.NodePort != 0 {
-			c.leads(p, from.name+" to node port", true, follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(nodeIPs[c.family], p.NodePort), from.in))
+		if p.NodePort == 0 {
+			continue
 		}
+		verdict, masked := p.External, true
+		if verdict == proxy.ToLocal || verdict == proxy.Drop { // policy Local
+			masked = from.name == "node"
+			if from.name != "outside" {
+				verdict = proxy.ToCluster
+			}
+		}
+		c.leads(p, from.name+" to node port", verdict, masked,
+			follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(nodeIPs[c.family], p.NodePort), from.in))
 	}
 }
 
-// leads compares what becomes of a packet with what the port says.
-func (c checker) leads(p *proxy.Port, what string, masked bool, got []trace.Outcome) {
-	if len(p.Backends) == 0 {
-		if len(got) != 1 || got[0].Verdict != trace.Reject {
-			c.t.Errorf("%s: %s, %s without endpoints: %v", c.name, p.Name, what, got)
+// leads compares what becomes of a packet with a verdict of the port.
+func (c checker) leads(p *proxy.Port, what string, v proxy.Verdict, masked bool, got []trace.Outcome) {
+	var want []proxy.Backend
+	switch v {
+	case proxy.Reject, proxy.Drop:
+		if len(got) != 1 || string(got[0].Verdict) != v.String() {
+			c.t.Errorf("%s: %s, %s: %v, expected %s", c.name, p.Name, what, got, v)
 		}
 		return
+	case proxy.ToCluster:
+		want = p.Cluster
+	case proxy.ToLocal:
+		want = p.Local
 	}
 	shares := map[netip.AddrPort]float64{}
 	for _, o := range got {
@@ -123,13 +139,13 @@ func (c checker) leads(p *proxy.Port, what string, masked bool, got []trace.Outc
 		}
 		shares[o.Dst] += o.Share
 	}
-	for _, b := range p.Backends {
-		if want := 1 / float64(len(p.Backends)); math.Abs(shares[b.Addr]-want) > 1e-6 {
-			c.t.Errorf("%s: %s, %s: %s gets %f, expected %f", c.name, p.Name, what, b.Addr, shares[b.Addr], want)
+	for _, b := range want {
+		if share := 1 / float64(len(want)); math.Abs(shares[b.Addr]-share) > 1e-6 {
+			c.t.Errorf("%s: %s, %s: %s gets %f, expected %f", c.name, p.Name, what, b.Addr, shares[b.Addr], share)
 		}
 	}
-	if len(shares) != len(p.Backends) {
-		c.t.Errorf("%s: %s, %s: leads to %v, expected %v", c.name, p.Name, what, shares, p.Backends)
+	if len(shares) != len(want) {
+		c.t.Errorf("%s: %s, %s: leads to %v, expected %v", c.name, p.Name, what, shares, want)
 	}
 }
 

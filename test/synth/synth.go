@@ -108,7 +108,9 @@ func Changed(s *cluster.Snapshot, i, to int) *cluster.Snapshot {
 }
 
 // Random returns a small cluster in which everything differs: families, protocols, ports with and without names,
-// several slices of a service, endpoints in every condition and on every node, node ports, and contested addresses.
+// several slices of a service,
+// endpoints in every condition and on every node, with hints or without, node ports, policies, affinity, and contested
+// addresses.
 func Random(r *rand.Rand) *cluster.Snapshot {
 	s := &cluster.Snapshot{}
 	for i := range 1 + r.IntN(4) {
@@ -142,6 +144,15 @@ func randomService(r *rand.Rand, i int, nodes []*cluster.Node) *cluster.Service 
 		}
 		svc.Ports = append(svc.Ports, p)
 	}
+	if r.IntN(4) == 0 {
+		svc.InternalTrafficPolicy = cluster.PolicyLocal
+	}
+	if r.IntN(3) == 0 {
+		svc.ExternalTrafficPolicy = cluster.PolicyLocal
+	}
+	if r.IntN(5) == 0 {
+		svc.Affinity = 3 * time.Hour
+	}
 	if len(svc.Ports) == 1 && r.IntN(2) == 0 {
 		svc.Ports[0].Name = ""
 	}
@@ -168,6 +179,9 @@ func randomSlice(r *rand.Rand, svc *cluster.Service, i int, nodes []*cluster.Nod
 			Ready: r.IntN(4) > 0, Serving: r.IntN(4) > 0, Terminating: r.IntN(4) == 0}
 		if r.IntN(10) == 0 {
 			e.NodeName = ""
+		}
+		if i == 0 && r.IntN(3) > 0 {
+			e.ForNodes = []string{n.Name}
 		}
 		slice.Endpoints = append(slice.Endpoints, e)
 	}
