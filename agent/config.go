@@ -35,6 +35,12 @@ type AgentConfiguration struct {
 	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
 	// DetectLocal tells how pods' traffic is recognised.
 	DetectLocal DetectLocal `json:"detectLocal,omitzero"`
+	// ExternalIPs says which spec.externalIPs are served; none when empty. Whoever may write a Service could draw the
+	// traffic to any of them to pods of his own (CVE-2020-8554).
+	ExternalIPs AddressRanges `json:"externalIPs,omitzero"`
+	// LoadBalancerIPs says which status.loadBalancer.ingress addresses are served; when empty, all that are not part of the
+	// cluster.
+	LoadBalancerIPs AddressRanges `json:"loadBalancerIPs,omitzero"`
 	// MasqueradeAll replaces the source of everything sent to a ClusterIP.
 	MasqueradeAll bool `json:"masqueradeAll,omitempty"`
 	// MasqueradeBit is the bit of the packet mark for traffic to masquerade, 0 to 31; 14 when not given.
@@ -45,6 +51,14 @@ type AgentConfiguration struct {
 	HealthzBindAddress string `json:"healthzBindAddress,omitempty"`
 	// MetricsBindAddress is where /metrics is served; 127.0.0.1:10249 when empty.
 	MetricsBindAddress string `json:"metricsBindAddress,omitempty"`
+}
+
+// AddressRanges is a section that says from where Services may have addresses.
+type AddressRanges struct {
+	// Ranges are the networks that the addresses must be from. Addresses of nodes, pods and Services are refused all the same.
+	Ranges []string `json:"ranges,omitempty"`
+	// AllowAll serves every address, as kube-proxy does.
+	AllowAll bool `json:"allowAll,omitempty"`
 }
 
 // DetectLocal is the detectLocal section of the configuration.
@@ -64,6 +78,7 @@ type Config struct {
 	ServiceCIDRs       []netip.Prefix
 	Detect             proxy.DetectMode
 	DetectInterface    string
+	Addresses          *proxy.AddressPolicy
 	MasqueradeAll      bool
 	MasqueradeBit      uint8
 	IPTablesBackend    string
@@ -90,6 +105,7 @@ func (a *AgentConfiguration) Config() (Config, error) {
 	c.ClusterCIDRs = cidrs("clusterCIDRs", a.ClusterCIDRs, refuse)
 	c.ServiceCIDRs = cidrs("serviceCIDRs", a.ServiceCIDRs, refuse)
 	a.checkCIDRs(&c, refuse)
+	c.Addresses = a.addresses(c.ServiceCIDRs, refuse)
 	a.detect(&c, refuse)
 	if b := a.MasqueradeBit; b != nil {
 		if *b < 0 || *b > 31 {
@@ -176,6 +192,24 @@ func (a *AgentConfiguration) checkCIDRs(c *Config, refuse func(string, string, .
 	}
 }
 
+func (a *AgentConfiguration) addresses(services []netip.Prefix, refuse func(string, string, ...any)) *proxy.AddressPolicy {
+	for _, section := range [...]struct {
+		path string
+		AddressRanges
+	}{{"externalIPs", a.ExternalIPs}, {"loadBalancerIPs", a.LoadBalancerIPs}} {
+		if section.AllowAll && len(section.Ranges) > 0 {
+			refuse(section.path, "allowAll and ranges contradict each other; expected one of them")
+		}
+	}
+	return &proxy.AddressPolicy{
+		ExternalIPs:        cidrs("externalIPs.ranges", a.ExternalIPs.Ranges, refuse),
+		AllExternalIPs:     a.ExternalIPs.AllowAll,
+		LoadBalancerIPs:    cidrs("loadBalancerIPs.ranges", a.LoadBalancerIPs.Ranges, refuse),
+		AllLoadBalancerIPs: a.LoadBalancerIPs.AllowAll,
+		ServiceCIDRs:       services,
+	}
+}
+
 func (a *AgentConfiguration) detect(c *Config, refuse func(string, string, ...any)) {
 	c.Detect = proxy.DetectMode(defaultTo(a.DetectLocal.Mode, string(proxy.DetectClusterCIDR)))
 	bridge, prefix := a.DetectLocal.BridgeInterface, a.DetectLocal.InterfaceNamePrefix
@@ -214,7 +248,7 @@ func checkInterface(path, name string, longest int, refuse func(string, string, 
 // proxy returns the part of the configuration that services depend on.
 func (c *Config) proxy() proxy.Config {
 	return proxy.Config{NodeName: c.NodeName, Detect: c.Detect, ClusterCIDRs: proxy.PairOf(c.ClusterCIDRs),
-		Interface: c.DetectInterface, MasqueradeAll: c.MasqueradeAll}
+		Interface: c.DetectInterface, MasqueradeAll: c.MasqueradeAll, Addresses: c.Addresses}
 }
 
 // routes returns the part of the configuration that routes depend on.

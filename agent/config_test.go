@@ -31,6 +31,8 @@ func TestConfiguration(t *testing.T) {
 	got, err := configure(t, head+`
 clusterCIDRs: [10.244.0.0/16, "fd00:10:244::/48"]
 serviceCIDRs: [10.96.0.0/12]
+externalIPs: {ranges: [198.51.100.0/24]}
+loadBalancerIPs: {allowAll: true}
 detectLocal: {mode: InterfaceNamePrefix, interfaceNamePrefix: veth}
 masqueradeAll: true
 masqueradeBit: 0
@@ -38,9 +40,11 @@ iptablesBackend: nft
 healthzBindAddress: "[::]:10256"
 `)
 	want := Config{
-		NodeName:           "worker-1",
-		ClusterCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
-		ServiceCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")},
+		NodeName:     "worker-1",
+		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")},
+		Addresses: &proxy.AddressPolicy{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, AllLoadBalancerIPs: true,
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}},
 		Detect:             proxy.DetectInterfaceNamePrefix,
 		DetectInterface:    "veth",
 		MasqueradeAll:      true,
@@ -77,6 +81,8 @@ func TestConfigurationRefused(t *testing.T) {
 		{"mapped", head + "serviceCIDRs: ['::ffff:10.0.0.0/104']\n", "write it as IPv4"},
 		{"two of a family", head + "clusterCIDRs: [10.0.0.0/16, 10.1.0.0/16]\n", "expected one per family"},
 		{"overlap", head + "clusterCIDRs: [10.0.0.0/8]\nserviceCIDRs: [10.96.0.0/12]\n", "serviceCIDRs: 10.96.0.0/12 overlaps the pods' network 10.0.0.0/8"},
+		{"bad range", head + "externalIPs: {ranges: [x]}\n", `externalIPs.ranges[0]: "x" is no CIDR`},
+		{"range and all", head + "loadBalancerIPs: {ranges: [10.0.0.0/8], allowAll: true}\n", "loadBalancerIPs: allowAll and ranges contradict each other"},
 		{"mode", head + "detectLocal: {mode: Magic}\n", `detectLocal.mode: "Magic" is unknown, expected ClusterCIDR,`},
 		{"missing bridge", head + "detectLocal: {mode: BridgeInterface}\n", "detectLocal.bridgeInterface: is not given"},
 		{"contradiction", head + "detectLocal: {mode: NodeCIDR, bridgeInterface: cni0}\n", `"cni0" has no meaning with mode NodeCIDR`},

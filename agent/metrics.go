@@ -166,7 +166,7 @@ func collectPlan(p *Plan, gauge func(*prometheus.Desc, float64, ...string)) {
 			if p.Internal == proxy.Drop {
 				internal++
 			}
-			if p.NodePort != 0 && p.External == proxy.Drop {
+			if p.FromOutside() && p.External == proxy.Drop {
 				external++
 			}
 		}

@@ -71,6 +71,12 @@ func frontends(p *proxy.Port) string {
 	if p.ClusterIP.IsValid() {
 		at = append(at, fmt.Sprintf("%s/%s", netip.AddrPortFrom(p.ClusterIP, p.Port), p.Protocol))
 	}
+	for _, a := range p.ExternalIPs {
+		at = append(at, fmt.Sprintf("external %s/%s", netip.AddrPortFrom(a, p.Port), p.Protocol))
+	}
+	for _, a := range p.LoadBalancerIPs {
+		at = append(at, fmt.Sprintf("load balancer %s/%s", netip.AddrPortFrom(a, p.Port), p.Protocol))
+	}
 	if p.NodePort != 0 {
 		at = append(at, fmt.Sprintf("node port %d/%s", p.NodePort, p.Protocol))
 	}
@@ -79,7 +85,7 @@ func frontends(p *proxy.Port) string {
 
 func backends(p *proxy.Port) string {
 	text := toward(p, p.Internal)
-	if p.NodePort != 0 && p.External != p.Internal {
+	if p.FromOutside() && p.External != p.Internal {
 		text += "; from outside: " + toward(p, p.External)
 	}
 	if p.Affinity > 0 {
@@ -133,7 +139,11 @@ type (
 		ClusterIP string `json:"clusterIP,omitempty"`
 		Port      uint16 `json:"port"`
 		NodePort  uint16 `json:"nodePort,omitempty"`
-		// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to the node port: reject,
+		// ExternalIPs and LoadBalancerIPs are those that are served; AllowedSources restrict the latter.
+		ExternalIPs     []netip.Addr   `json:"externalIPs,omitempty"`
+		LoadBalancerIPs []netip.Addr   `json:"loadBalancerIPs,omitempty"`
+		AllowedSources  []netip.Prefix `json:"allowedSources,omitempty"`
+		// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to all else: reject,
 		// drop, cluster or local; the last two name the list of endpoints.
 		Internal string           `json:"internal"`
 		External string           `json:"external,omitempty"`
@@ -171,8 +181,9 @@ func (p *Plan) printable() printedPlan {
 
 func printablePort(f cluster.Family, p *proxy.Port) printedPort {
 	out := printedPort{Name: p.Name.String(), Family: f.String(), Protocol: p.Protocol.String(), Port: p.Port, NodePort: p.NodePort,
+		ExternalIPs: p.ExternalIPs, LoadBalancerIPs: p.LoadBalancerIPs, AllowedSources: p.AllowedSources,
 		Internal: p.Internal.String(), Cluster: printableBackends(p.Cluster), Local: printableBackends(p.Local), AffinitySeconds: int(p.Affinity / time.Second)}
-	if p.NodePort != 0 {
+	if p.FromOutside() {
 		out.External = p.External.String()
 	}
 	if p.ClusterIP.IsValid() {

@@ -10,42 +10,31 @@ import (
 	"github.com/fairway-net/fairway/proxy/internal/ordered"
 )
 
-// A claim kind is what two Services can contend for.
+// Kinds of claims: what two Services can contend for.
 const (
-	clusterIPs = iota
-	nodePorts
+	addressClaims = iota
+	nodePortClaims
 )
 
+// A claim is a place at which a port wants to be served: an address with a port number, or a node port.
+type claim struct {
+	port   *Port
+	addr   netip.Addr // none for a node port
+	number uint16
+}
+
 // settle orders the ports by what they claim, and takes a contested claim away from all but the oldest Service.
-// kube-proxy leaves the winner to the order of a map. With a memo only what changed is put in order.
+// kube-proxy leaves the winner to the order of a map. A Service's ClusterIP is its own, with all its ports: nobody
+// else's external address can be the same. With a memo only what changed is put in order.
 func (t *Table) settle(prev *Table) (notes []cluster.Note) {
 	if prev == nil || prev.Family != t.Family {
 		prev = &Table{}
 	}
 	gone, fresh := t.Since(prev)
-	lost := map[*Port][2]bool{}
+	lost := map[claim]bool{}
 	for kind := range t.claims {
-		order := func(a, b *Port) int {
-			if c := compareClaims(kind, a, b); c != 0 {
-				return c
-			}
-			return compareAge(a, b)
-		}
-		ports := ordered.Edit(prev.claims[kind], claiming(kind, gone), claiming(kind, fresh), order)
-		t.claims[kind] = ports
-		for i := 1; i < len(ports); i++ {
-			holder, p := ports[i-1], ports[i]
-			if compareClaims(kind, holder, p) != 0 {
-				continue
-			}
-			if lost[holder][kind] { // three Services and more: all lose against the first
-				holder = ports[slices.IndexFunc(ports, func(o *Port) bool { return compareClaims(kind, o, p) == 0 })]
-			}
-			l := lost[p]
-			l[kind] = true
-			lost[p] = l
-			notes = append(notes, conflictNote(kind, p, holder))
-		}
+		t.claims[kind] = ordered.Edit(prev.claims[kind], claimsOf(kind, gone), claimsOf(kind, fresh), compareClaimsAndAge)
+		notes = append(notes, contest(t.claims[kind], lost)...)
 	}
 	if len(lost) > 0 {
 		t.takeAway(lost)
@@ -53,40 +42,102 @@ func (t *Table) settle(prev *Table) (notes []cluster.Note) {
 	return notes
 }
 
-// claiming returns the ports that make a claim of the kind.
-func claiming(kind int, ports []*Port) (list []*Port) {
+// claimsOf returns the claims of a kind that ports make.
+func claimsOf(kind int, ports []*Port) (list []claim) {
 	for _, p := range ports {
-		if kind == clusterIPs || p.NodePort != 0 {
-			list = append(list, p)
+		if kind == nodePortClaims {
+			if p.NodePort != 0 {
+				list = append(list, claim{p, netip.Addr{}, p.NodePort})
+			}
+			continue
+		}
+		list = append(list, claim{p, p.ClusterIP, p.Port})
+		for _, a := range p.ExternalIPs {
+			list = append(list, claim{p, a, p.Port})
+		}
+		for _, a := range p.LoadBalancerIPs {
+			list = append(list, claim{p, a, p.Port})
 		}
 	}
 	return list
 }
 
-func conflictNote(kind int, p, holder *Port) cluster.Note {
-	what := fmt.Sprintf("%s:%d/%s", p.ClusterIP, p.Port, p.Protocol)
-	if kind == nodePorts {
-		what = fmt.Sprintf("node port %d/%s", p.NodePort, p.Protocol)
+// internal tells whether the claim is for the port's own ClusterIP.
+func (c claim) internal() bool { return c.addr.IsValid() && c.addr == c.port.ClusterIP }
+
+// contest finds the claims that lose against others.
+func contest(claims []claim, lost map[claim]bool) (notes []cluster.Note) {
+	lose := func(c, holder claim) {
+		if !lost[c] {
+			lost[c] = true
+			notes = append(notes, conflictNote(c, holder))
+		}
 	}
-	return cluster.Note{Object: p.Service.Ref(), Reason: cluster.ReasonAddressConflict,
-		Detail: fmt.Sprintf("%s already belongs to Service %s/%s, which is older; this Service does not get it", what, holder.Service.Namespace, holder.Service.Name)}
+	for first := 0; first < len(claims); {
+		next := first + 1
+		for next < len(claims) && claims[next].addr == claims[first].addr {
+			next++
+		}
+		group := claims[first:next]
+		first = next
+		if i := slices.IndexFunc(group, claim.internal); i >= 0 {
+			for _, c := range group {
+				if !c.internal() {
+					lose(c, group[i])
+				}
+			}
+		}
+		holder := group[0]
+		for _, c := range group[1:] {
+			if compareClaims(holder, c) == 0 && !lost[holder] {
+				lose(c, holder)
+				continue
+			}
+			holder = c
+		}
+	}
+	return notes
+}
+
+func conflictNote(c, holder claim) cluster.Note {
+	what := fmt.Sprintf("%s/%s", netip.AddrPortFrom(c.addr, c.number), c.port.Protocol)
+	if !c.addr.IsValid() {
+		what = fmt.Sprintf("node port %d/%s", c.number, c.port.Protocol)
+	}
+	why := "which is older"
+	if holder.internal() && !c.internal() {
+		why = "whose ClusterIP it is"
+	}
+	return cluster.Note{Object: c.port.Service.Ref(), Reason: cluster.ReasonAddressConflict,
+		Detail: fmt.Sprintf("%s already belongs to Service %s/%s, %s; this Service does not get it", what, holder.port.Service.Namespace, holder.port.Service.Name, why)}
 }
 
 // takeAway replaces the ports that lost a claim by copies without it.
-func (t *Table) takeAway(lost map[*Port][2]bool) {
+func (t *Table) takeAway(lost map[claim]bool) {
+	poorer := map[*Port]*Port{}
+	for c := range lost {
+		if poorer[c.port] == nil {
+			left := *c.port
+			poorer[c.port] = &left
+		}
+		is := func(a netip.Addr) bool { return a == c.addr }
+		left := poorer[c.port]
+		switch {
+		case !c.addr.IsValid():
+			left.NodePort = 0
+		case c.internal():
+			left.ClusterIP = netip.Addr{}
+		default:
+			left.ExternalIPs = slices.DeleteFunc(slices.Clone(left.ExternalIPs), is)
+			left.LoadBalancerIPs = slices.DeleteFunc(slices.Clone(left.LoadBalancerIPs), is)
+		}
+	}
 	ports := make([]*Port, 0, len(t.Ports))
 	for _, p := range t.Ports {
-		if l, ok := lost[p]; ok {
-			left := *p
-			if l[clusterIPs] {
-				left.ClusterIP = netip.Addr{}
-			}
-			if l[nodePorts] {
-				left.NodePort = 0
-			}
-			p = &left
+		if left := poorer[p]; left != nil {
+			p = left
 		}
-		if p.ClusterIP.IsValid() || p.NodePort != 0 {
+		if p.ClusterIP.IsValid() || p.FromOutside() {
 			ports = append(ports, p)
 		}
 	}
@@ -118,14 +169,19 @@ func (t *Table) Since(prev *Table) (gone, fresh []*Port) {
 	return gone, fresh
 }
 
-func compareClaims(kind int, a, b *Port) int {
-	if kind == nodePorts {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.NodePort, b.NodePort))
-	}
-	if c := a.ClusterIP.Compare(b.ClusterIP); c != 0 {
+// compareClaims orders claims by address, protocol and number. Equal ones can't both be served.
+func compareClaims(a, b claim) int {
+	if c := a.addr.Compare(b.addr); c != 0 {
 		return c
 	}
-	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(cmp.Compare(a.port.Protocol, b.port.Protocol), cmp.Compare(a.number, b.number))
+}
+
+func compareClaimsAndAge(a, b claim) int {
+	if c := compareClaims(a, b); c != 0 {
+		return c
+	}
+	return compareAge(a.port, b.port)
 }
 
 // compareAge puts the older Service first. Creation times have whole seconds; the name decides between equals.

@@ -23,22 +23,26 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	node := s.Node(c.NodeName)
 	here := newLocality(c.NodeName, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
+	t.nodes = s.Nodes
+	check := newGuard(c, s.Nodes)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
 	var memo []*planned
 	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
 		memo = prev.services
 	}
+	// Which addresses outside of the cluster are refused depends on the nodes.
+	moved := prev != nil && !slices.Equal(prev.nodes, s.Nodes)
 	var notes []cluster.Note
 	for _, svc := range s.Services {
 		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
 			memo = memo[1:]
 		}
 		var p *planned
-		if len(memo) > 0 && memo[0].service == svc {
+		if len(memo) > 0 && memo[0].service == svc && !(moved && len(svc.ExternalIPs)+len(svc.LoadBalancerIPs) > 0) {
 			p, memo = memo[0], memo[1:]
 		} else {
-			p = planService(svc, f, here)
+			p = planService(svc, f, here, check)
 		}
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
@@ -88,13 +92,16 @@ func (l locality) has(e *cluster.Endpoint) bool {
 	return false
 }
 
-func planService(svc *cluster.Service, f cluster.Family, here locality) *planned {
+func planService(svc *cluster.Service, f cluster.Family, here locality, check guard) *planned {
 	p := &planned{service: svc}
 	vip := svc.ClusterIP(f)
 	if !vip.IsValid() {
 		return p
 	}
-	p.notes = unsupported(svc, f)
+	external, balancer, notes := check.outside(svc, f)
+	p.notes = notes
+	sources := allowedSources(svc, f)
+	allowSelf := slices.ContainsFunc(here.ips, func(a netip.Addr) bool { return within(a, sources) })
 	for i, sp := range svc.Ports {
 		// The API allows one port of a name; only a hand-written file can have two, which would share a chain.
 		if slices.ContainsFunc(svc.Ports[:i], func(o cluster.ServicePort) bool { return o.Name == sp.Name && o.Protocol == sp.Protocol }) {
@@ -103,13 +110,17 @@ func planService(svc *cluster.Service, f cluster.Family, here locality) *planned
 			continue
 		}
 		port := &Port{
-			Name:      PortName{svc.Namespace, svc.Name, sp.Name},
-			Service:   svc,
-			Protocol:  sp.Protocol,
-			ClusterIP: vip,
-			Port:      sp.Port,
-			NodePort:  sp.NodePort,
-			Affinity:  svc.Affinity,
+			Name:            PortName{svc.Namespace, svc.Name, sp.Name},
+			Service:         svc,
+			Protocol:        sp.Protocol,
+			ClusterIP:       vip,
+			Port:            sp.Port,
+			ExternalIPs:     external,
+			LoadBalancerIPs: balancer,
+			NodePort:        sp.NodePort,
+			AllowedSources:  sources,
+			AllowSelf:       allowSelf,
+			Affinity:        svc.Affinity,
 		}
 		all := collect(svc, sp, f)
 		p.endpoints += len(all)
@@ -117,24 +128,6 @@ func planService(svc *cluster.Service, f cluster.Family, here locality) *planned
 		p.ports = append(p.ports, port)
 	}
 	return p
-}
-
-// unsupported names what a Service asks for and this version does not do.
-func unsupported(svc *cluster.Service, f cluster.Family) (notes []cluster.Note) {
-	add := func(format string, args ...any) {
-		notes = append(notes, cluster.Note{Object: svc.Ref(), Reason: cluster.ReasonNotSupported, Detail: fmt.Sprintf(format, args...)})
-	}
-	for _, a := range svc.ExternalIPs {
-		if cluster.FamilyOf(a) == f {
-			add("external IP %s is not supported; it is not served", a)
-		}
-	}
-	for _, a := range svc.LoadBalancerIPs {
-		if cluster.FamilyOf(a) == f {
-			add("load balancer IP %s is not supported; it is not served", a)
-		}
-	}
-	return notes
 }
 
 // A known is an endpoint of a service port at one address and port.
@@ -220,11 +213,11 @@ func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
 		return Drop
 	}
 	p.Internal, p.External = verdict(policies[0]), verdict(policies[1])
-	outside := p.NodePort != 0
+	outside := p.FromOutside()
 	if p.Internal == ToLocal || outside && p.External == ToLocal {
 		p.Local = local
 	}
-	// Behind policy Local, pods and the node itself still reach every endpoint from a node port.
+	// Behind policy Local, pods and the node itself still reach every endpoint.
 	if p.Internal == ToCluster || outside {
 		p.Cluster = usable(near(all, here), all, here)
 	}

@@ -27,7 +27,8 @@ type Table struct {
 	config   Config
 	here     locality
 	services []*planned
-	claims   [2][]*Port // the ports by what they claim, as they were before conflicts were settled
+	claims   [2][]claim // before conflicts were settled
+	nodes    []*cluster.Node
 }
 
 // Without returns the Table without the ports of the given Services: what is left when they are quarantined.
@@ -68,9 +69,16 @@ type Port struct {
 	// ClusterIP and Port are the port's internal address; ClusterIP is the zero Addr when an older Service holds it.
 	ClusterIP netip.Addr
 	Port      uint16
+	// ExternalIPs and LoadBalancerIPs are addresses outside of the cluster on which Port is served too, without those that
+	// were refused or that an older Service holds.
+	ExternalIPs, LoadBalancerIPs []netip.Addr
 	// NodePort is the port's number on every address of the node, 0 when there is none.
 	NodePort uint16
-	// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to the node port. When
+	// AllowedSources are the networks that may use LoadBalancerIPs; nil means everybody. AllowSelf tells that an address
+	// of this node is among them: then connections that come with a load balancer IP as their source are the node's own.
+	AllowedSources []netip.Prefix
+	AllowSelf      bool
+	// Internal is what happens to traffic to the ClusterIP, External to traffic from outside to everything else. When
 	// External is ToLocal or Drop, the policy is Local: then traffic of pods and of the node itself goes to Cluster all
 	// the same, as through the ClusterIP.
 	Internal, External Verdict
@@ -80,6 +88,11 @@ type Port struct {
 	// Affinity is how long a client stays with its endpoint, counted from its last new connection, in whole seconds; 0 for
 	// not at all.
 	Affinity time.Duration
+}
+
+// FromOutside tells whether there is a way to the port besides its ClusterIP.
+func (p *Port) FromOutside() bool {
+	return p.NodePort != 0 || len(p.ExternalIPs)+len(p.LoadBalancerIPs) > 0
 }
 
 // A PortName names a service port the way kube-proxy does.
@@ -140,6 +153,9 @@ type Config struct {
 	Interface string
 	// MasqueradeAll replaces the source of everything sent to a cluster IP.
 	MasqueradeAll bool
+	// Addresses says which external and load balancer IPs are served; nil means no external IP and every load balancer
+	// IP that is not part of the cluster. It is not changed.
+	Addresses *AddressPolicy
 }
 
 // PairOf sorts CIDRs by family into the form that Config.ClusterCIDRs has.

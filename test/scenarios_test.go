@@ -83,6 +83,8 @@ func (s scenario) load(t *testing.T) (*cluster.Snapshot, agent.Config) {
 			configuration.DetectLocal.BridgeInterface = value
 		case "--pod-interface-name-prefix":
 			configuration.DetectLocal.InterfaceNamePrefix = value
+		case "--external-ip-ranges":
+			configuration.ExternalIPs.Ranges = strings.Split(value, ",")
 		case "--masquerade-all":
 			configuration.MasqueradeAll = true
 		default:

@@ -19,6 +19,9 @@ const (
 	ReasonRouteConflict = "RouteConflict"
 	// ReasonAddressConflict: an older Service holds the same address, port and protocol, or the same node port.
 	ReasonAddressConflict = "AddressConflict"
+	// ReasonAddressRefused: an external or load balancer IP that the configuration does not allow, or that is part of the
+	// cluster.
+	ReasonAddressRefused = "AddressRefused"
 	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
 	ReasonQuarantined = "Quarantined"
 	// ReasonNotSupported: the object asks for something that this version does not do.

@@ -148,14 +148,21 @@ func configFlags(flags *pflag.FlagSet) func() (agent.Config, error) {
 		flags.StringSliceVar(at(&f), name, nil, usage)
 		merge[name] = func(c *agent.AgentConfiguration) { *at(c) = *at(&f) }
 	}
+	boolean := func(at func(*agent.AgentConfiguration) *bool, name, usage string) {
+		flags.BoolVar(at(&f), name, false, usage)
+		merge[name] = func(c *agent.AgentConfiguration) { *at(c) = *at(&f) }
+	}
 	text(func(c *agent.AgentConfiguration) *string { return &c.NodeName }, "node-name", "name of this machine's Node; else $NODE_NAME, else the host's name")
 	list(func(c *agent.AgentConfiguration) *[]string { return &c.ClusterCIDRs }, "cluster-cidrs", "pods' networks, one per family; podCIDRs outside of them are refused")
 	list(func(c *agent.AgentConfiguration) *[]string { return &c.ServiceCIDRs }, "service-cidrs", "ClusterIPs' networks; podCIDRs that overlap them are refused")
 	text(func(c *agent.AgentConfiguration) *string { return &c.DetectLocal.Mode }, "detect-local-mode", "how pods' traffic is told: ClusterCIDR (the default), NodeCIDR, BridgeInterface or InterfaceNamePrefix")
 	text(func(c *agent.AgentConfiguration) *string { return &c.DetectLocal.BridgeInterface }, "pod-bridge-interface", "`name` of the pods' bridge, for BridgeInterface")
 	text(func(c *agent.AgentConfiguration) *string { return &c.DetectLocal.InterfaceNamePrefix }, "pod-interface-name-prefix", "beginning of the `names` of pods' interfaces, for InterfaceNamePrefix")
-	flags.BoolVar(&f.MasqueradeAll, "masquerade-all", false, "replace the source of everything sent to a ClusterIP")
-	merge["masquerade-all"] = func(c *agent.AgentConfiguration) { c.MasqueradeAll = f.MasqueradeAll }
+	list(func(c *agent.AgentConfiguration) *[]string { return &c.ExternalIPs.Ranges }, "external-ip-ranges", "networks from which Services' externalIPs are served; none without")
+	boolean(func(c *agent.AgentConfiguration) *bool { return &c.ExternalIPs.AllowAll }, "allow-all-external-ips", "serve every external IP, as kube-proxy does; see CVE-2020-8554")
+	list(func(c *agent.AgentConfiguration) *[]string { return &c.LoadBalancerIPs.Ranges }, "load-balancer-ip-ranges", "networks from which load balancer IPs are served; all that are not part of the cluster without")
+	boolean(func(c *agent.AgentConfiguration) *bool { return &c.LoadBalancerIPs.AllowAll }, "allow-all-load-balancer-ips", "serve every load balancer IP, as kube-proxy does")
+	boolean(func(c *agent.AgentConfiguration) *bool { return &c.MasqueradeAll }, "masquerade-all", "replace the source of everything sent to a ClusterIP")
 	flags.IntVar(&bit, "masquerade-bit", bit, "bit of the packet mark for traffic to masquerade, 0 to 31")
 	merge["masquerade-bit"] = func(c *agent.AgentConfiguration) { c.MasqueradeBit = &bit }
 	text(func(c *agent.AgentConfiguration) *string { return &c.IPTablesBackend }, "iptables-backend", "auto (what the host uses; the default), legacy or nft")

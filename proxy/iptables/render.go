@@ -109,9 +109,7 @@ func later(p, than *proxy.Port) bool {
 
 func entriesAt(place int, rules []*portRules) (list []*entry) {
 	for _, r := range rules {
-		if e := r.entries[place]; e != nil {
-			list = append(list, e)
-		}
+		list = append(list, r.entries[place]...)
 	}
 	return list
 }
@@ -127,7 +125,7 @@ func (m *memo) nat(prev *Ruleset, gone, fresh []*portRules) Table {
 	for _, r := range fresh {
 		d.fresh = append(d.fresh, r.chains...)
 	}
-	m.dispatch(&d, toClusterIP, chainServices, addressJump, prev, nodePortTail(m.family))
+	m.dispatch(&d, toAddress, chainServices, addressJump, prev, &entry{rule: nodePortTail(m.family)})
 	m.dispatch(&d, toNodePort, chainNodePorts, portJump, prev)
 	if len(prev.NAT.Chains) == 0 {
 		mark, random := m.mark(), ""
@@ -149,7 +147,7 @@ func (m *memo) nat(prev *Ruleset, gone, fresh []*portRules) Table {
 }
 
 // dispatch builds the tree of a place.
-func (m *memo) dispatch(d *dispatcher, place int, chain string, jump func(netip.Prefix) (match, chain string), prev *Ruleset, tail ...string) {
+func (m *memo) dispatch(d *dispatcher, place int, chain string, jump func(netip.Prefix) (match, chain string), prev *Ruleset, tail ...*entry) {
 	d.jump = jump
 	m.trees[place] = d.build(part{}, chain, m.entries[place], prev.memo.trees[place], tail...)
 }
@@ -172,8 +170,9 @@ func nodePortTail(f cluster.Family) string {
 // filter assembles filter: what is rejected, and what forwarding must not stop.
 func (m *memo) filter(prev *Ruleset) Table {
 	d := dispatcher{}
-	m.dispatch(&d, rejectClusterIP, chainServices, addressJump, prev)
-	m.dispatch(&d, rejectNodePort, chainExternal, nil, prev)
+	m.dispatch(&d, refuseClusterIP, chainServices, addressJump, prev)
+	m.dispatch(&d, refuseExternal, chainExternal, addressJump, prev, m.entries[refuseNodePort]...)
+	m.dispatch(&d, refuseSource, chainFirewall, addressJump, prev)
 	if len(prev.Filter.Chains) == 0 {
 		mark := m.mark()
 		forward := []string{
@@ -187,12 +186,23 @@ func (m *memo) filter(prev *Ruleset) Table {
 	}
 	portals := `-m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j ` + chainServices
 	visible := `-m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" -j ` + chainExternal
-	return Table{Chains: ordered.Edit(prev.Filter.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(
+	ways := []string{
 		"INPUT", visible,
-		"FORWARD", `-m comment --comment "kubernetes forwarding rules" -j `+chainForward,
+		"FORWARD", `-m comment --comment "kubernetes forwarding rules" -j ` + chainForward,
 		"FORWARD", portals,
 		"FORWARD", visible,
-		"OUTPUT", portals)}
+		"OUTPUT", portals,
+		// kube-proxy lets the node's own packets to an address without endpoints go out.
+		"OUTPUT", visible,
+	}
+	if len(m.entries[refuseSource]) > 0 {
+		// The firewall comes first in each. Without it, its jumps would cost every packet something for nothing.
+		firewall := `-m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j ` + chainFirewall
+		for _, from := range [...]string{"INPUT", "FORWARD", "OUTPUT"} {
+			ways = slices.Insert(ways, slices.Index(ways, from), from, firewall)
+		}
+	}
+	return Table{Chains: ordered.Edit(prev.Filter.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(ways...)}
 }
 
 func jumps(pairs ...string) (list []Jump) {
@@ -212,17 +222,23 @@ func fixedChain(name string, rules ...string) *Chain {
 
 // The places where a port can have a rule that packets are dispatched by.
 const (
-	toClusterIP     = iota // nat, KUBE-SERVICES
+	toAddress       = iota // nat, KUBE-SERVICES
 	toNodePort             // nat, KUBE-NODEPORTS
-	rejectClusterIP        // filter, KUBE-SERVICES
-	rejectNodePort         // filter, KUBE-EXTERNAL-SERVICES
+	refuseClusterIP        // filter, KUBE-SERVICES
+	refuseExternal         // filter, KUBE-EXTERNAL-SERVICES
+	refuseNodePort         // filter, KUBE-EXTERNAL-SERVICES, behind the addresses
+	refuseSource           // filter, KUBE-PROXY-FIREWALL
 	places
 )
 
-// portRules are the rules of one service port: its chains in nat, and the entry at each place where it has one.
+// portRules are the rules of one service port: its chains in nat, and its entries at each place.
 type portRules struct {
 	chains  []*Chain
-	entries [places]*entry
+	entries [places][]*entry
+}
+
+func (r *portRules) add(place int, key netip.Addr, p *proxy.Port, rule string) {
+	r.entries[place] = append(r.entries[place], &entry{key, rule, p})
 }
 
 // A portRenderer writes the rules of single ports.
@@ -249,9 +265,9 @@ func (r *portRenderer) render(p *proxy.Port) *portRules {
 		internal = "KUBE-SVL-" + w.hash
 	}
 	if internal != "" && p.ClusterIP.IsValid() {
-		rules.entries[toClusterIP] = &entry{p.ClusterIP, w.vip() + " -p " + w.protocol + comment(w.name+" cluster IP") + dportMatch(w.protocol, p.Port) + " -j " + internal, p}
+		rules.add(toAddress, p.ClusterIP, p, w.destination(p.ClusterIP, comment(w.name+" cluster IP"))+" -j "+internal)
 	}
-	if p.NodePort != 0 && p.External != proxy.Reject {
+	if p.FromOutside() && p.External != proxy.Reject {
 		w.external()
 	}
 	if len(p.Cluster) > 0 {
@@ -271,20 +287,34 @@ type portWriter struct {
 	name, protocol, hash string
 }
 
-// vip returns the match for the port's ClusterIP.
-func (w *portWriter) vip() string {
-	return "-d " + w.port.ClusterIP.String() + "/" + strconv.Itoa(w.port.ClusterIP.BitLen())
+// address returns the match for a destination address.
+func address(a netip.Addr) string { return "-d " + network(a) }
+
+func network(a netip.Addr) string { return a.String() + "/" + strconv.Itoa(a.BitLen()) }
+
+// destination returns the matches for the port on an address, with a comment between.
+func (w *portWriter) destination(a netip.Addr, about string) string {
+	return address(a) + " -p " + w.protocol + about + dportMatch(w.protocol, w.port.Port)
 }
 
 // refuse writes what is rejected or dropped.
 func (w *portWriter) refuse() {
 	p := w.port
 	if why, target := w.refusal(p.Internal); target != "" && p.ClusterIP.IsValid() {
-		w.rules.entries[rejectClusterIP] = &entry{p.ClusterIP, w.vip() + " -p " + w.protocol + why + dportMatch(w.protocol, p.Port) + target, p}
+		w.rules.add(refuseClusterIP, p.ClusterIP, p, w.destination(p.ClusterIP, why)+target)
 	}
-	if why, target := w.refusal(p.External); target != "" && p.NodePort != 0 {
-		w.rules.entries[rejectNodePort] = &entry{portKey(p.Protocol, p.NodePort),
-			"-p " + w.protocol + why + " -m addrtype --dst-type LOCAL" + dportMatch(w.protocol, p.NodePort) + target, p}
+	why, target := w.refusal(p.External)
+	if target == "" {
+		return
+	}
+	for _, addrs := range [...][]netip.Addr{p.ExternalIPs, p.LoadBalancerIPs} {
+		for _, a := range addrs {
+			w.rules.add(refuseExternal, a, p, w.destination(a, why)+target)
+		}
+	}
+	if p.NodePort != 0 {
+		w.rules.add(refuseNodePort, portKey(p.Protocol, p.NodePort), p,
+			"-p "+w.protocol+why+" -m addrtype --dst-type LOCAL"+dportMatch(w.protocol, p.NodePort)+target)
 	}
 }
 
@@ -299,15 +329,21 @@ func (w *portWriter) refusal(v proxy.Verdict) (why, target string) {
 	return "", ""
 }
 
-// external writes the chain for what comes to the node port.
+// external writes the chain for what comes from outside, and what leads there.
 func (w *portWriter) external() {
 	p, ext := w.port, &w.sep
-	ext.name = "KUBE-EXT-" + w.hash
+	entrance := "KUBE-EXT-" + w.hash
+	for _, a := range p.ExternalIPs {
+		w.rules.add(toAddress, a, p, w.destination(a, comment(w.name+" external IP"))+" -j "+entrance)
+	}
+	if p.NodePort != 0 {
+		w.rules.add(toNodePort, portKey(p.Protocol, p.NodePort), p, "-p "+w.protocol+comment(w.name)+dportMatch(w.protocol, p.NodePort)+" -j "+entrance)
+	}
+	w.balancers(entrance)
+	ext.name = entrance
 	about := func(text string) string { return w.detail(comment(text + " for " + w.name + " external destinations")) }
 	rule := func(pieces ...string) { ext.rule(p, strings.TrimPrefix(strings.Join(pieces, ""), " ")) }
 	svc := "KUBE-SVC-" + w.hash
-	w.rules.entries[toNodePort] = &entry{portKey(p.Protocol, p.NodePort),
-		"-p " + w.protocol + comment(w.name) + dportMatch(w.protocol, p.NodePort) + " -j " + ext.name, p}
 	if p.External == proxy.ToCluster {
 		rule(about("masquerade traffic"), " -j ", chainMarkMasq)
 		rule("-j ", svc)
@@ -328,6 +364,32 @@ func (w *portWriter) external() {
 	w.rules.chains = append(w.rules.chains, ext.one(p))
 }
 
+// balancers writes what leads from the load balancer IPs to the entrance: through a chain that lets the allowed sources
+// pass, if not everybody may. What does not pass keeps its destination, and by that the filter table knows it.
+func (w *portWriter) balancers(entrance string) {
+	p, fw := w.port, &w.sep
+	to := entrance
+	about := comment(w.name + " loadbalancer IP")
+	if len(p.LoadBalancerIPs) > 0 && p.AllowedSources != nil {
+		to = "KUBE-FW-" + w.hash
+		fw.name = to
+		for _, n := range p.AllowedSources {
+			fw.rule(p, "-s ", n.String(), about, " -j ", entrance)
+		}
+		for _, a := range p.LoadBalancerIPs {
+			if p.AllowSelf {
+				fw.rule(p, "-s ", network(a), about, " -j ", entrance)
+			}
+			w.rules.add(refuseSource, a, p, w.destination(a, comment(w.name+" traffic not accepted by "+to))+" -j DROP")
+		}
+		fw.rule(p, strings.TrimPrefix(comment("other traffic to "+w.name+" will be dropped by "+chainFirewall), " "))
+		w.rules.chains = append(w.rules.chains, fw.one(p))
+	}
+	for _, a := range p.LoadBalancerIPs {
+		w.rules.add(toAddress, a, p, w.destination(a, about)+" -j "+to)
+	}
+}
+
 // dportMatch returns the match for a destination port, with a space before.
 func dportMatch(protocol string, port uint16) string {
 	return " -m " + protocol + " --dport " + strconv.Itoa(int(port))
@@ -339,7 +401,7 @@ func (w *portWriter) balance(chain, internal string, backends []proxy.Backend) {
 	p, svc := w.port, &w.svc
 	svc.name = chain
 	if src, in, ok := w.masqueraded(); ok && chain == internal && p.ClusterIP.IsValid() {
-		svc.rule(p, src, w.vip(), in, " -p ", w.protocol, w.detail(comment(w.name+" cluster IP")), dportMatch(w.protocol, p.Port), " -j ", chainMarkMasq)
+		svc.rule(p, src, address(p.ClusterIP), in, " -p ", w.protocol, w.detail(comment(w.name+" cluster IP")), dportMatch(w.protocol, p.Port), " -j ", chainMarkMasq)
 	}
 	if p.Affinity > 0 {
 		for _, b := range backends {

@@ -26,8 +26,7 @@ const (
 	chainForward     = "KUBE-FORWARD"
 	chainPostrouting = "KUBE-POSTROUTING"
 	chainMarkMasq    = "KUBE-MARK-MASQ"
-	// Of kube-proxy's, owned so that they are cleaned up, but not rendered.
-	chainFirewall = "KUBE-PROXY-FIREWALL"
+	chainFirewall    = "KUBE-PROXY-FIREWALL"
 )
 
 var fixedChains = map[string][]string{

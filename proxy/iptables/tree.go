@@ -42,8 +42,7 @@ func compareEntries(a, b *entry) int {
 // parts stand in the chain itself. Jumps, not gotos: a packet that no entry of a part takes goes on behind the jump,
 // since a VIP may be one of the node's own addresses, and node ports come last.
 type dispatcher struct {
-	// jump returns the match for a prefix of the key, with a space behind, and the name of the chain for it. Without it
-	// the dispatcher stays flat.
+	// jump returns the match for a prefix of the key, with a space behind, and the name of the chain for it.
 	jump func(netip.Prefix) (match, chain string)
 	// gone and fresh collect the chains by which the tree differs from the one before.
 	gone, fresh []*Chain
@@ -69,24 +68,24 @@ func (p *part) below(prefix netip.Prefix) *part {
 	return nil
 }
 
-// build makes a part, which has its name already, and all below it. entries are in order; the chain ends with tail, rules
-// after "-A CHAIN ". old is a memo: the part with that name in an earlier tree, or nil. An entry's rule depends on
+// build makes a part, which has its name already, and all below it. entries are in order; the chain ends with
+// tail, which is not divided. old is a memo: the part with that name in an earlier tree, or nil. An entry's rule depends on
 // nothing but its port, so a flat list with the same ports has the same text.
-func (d *dispatcher) build(p part, name string, entries []*entry, old *part, tail ...string) *part {
+func (d *dispatcher) build(p part, name string, entries []*entry, old *part, tail ...*entry) *part {
 	if old != nil && len(tail) == 0 && old.chain.lists(entries) {
 		return old
 	}
 	w := newChainWriter(name, len(entries)+len(tail))
 	// Many ports of one address can't be divided any further.
-	if d.jump == nil || len(entries) <= flatRules || entries[0].key == entries[len(entries)-1].key {
+	if len(entries) <= flatRules || entries[0].key == entries[len(entries)-1].key {
 		for _, e := range entries {
 			w.rule(e.port, e.rule)
 		}
 	} else {
 		p.parts = d.divide(w, entries, old)
 	}
-	for _, r := range tail {
-		w.rule(nil, r)
+	for _, e := range tail {
+		w.rule(e.port, e.rule)
 	}
 	p.chain = w.chain()
 	if old == nil {

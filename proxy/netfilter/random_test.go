@@ -16,7 +16,8 @@ import (
 // nothing to write.
 func TestCanonicalRandom(t *testing.T) {
 	config := proxy.Config{NodeName: synth.NodeName, ClusterCIDRs: proxy.PairOf([]netip.Prefix{
-		netip.MustParsePrefix("10.128.0.0/9"), netip.MustParsePrefix("fd00:10:128::/48")})}
+		netip.MustParsePrefix("10.128.0.0/9"), netip.MustParsePrefix("fd00:10:128::/48")}),
+		Addresses: &proxy.AddressPolicy{AllExternalIPs: true, AllLoadBalancerIPs: true}}
 	onBackends(t, func(t *testing.T, b *Backend) {
 		rules := NewRules(b)
 		for seed := range uint64(6) {

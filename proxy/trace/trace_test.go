@@ -68,7 +68,8 @@ func TestRulesDoWhatTheTableSays(t *testing.T) {
 	}
 	for name, s := range clusters {
 		for i, f := range cluster.Families {
-			table, _ := proxy.Plan(s, f, proxy.Config{NodeName: synth.NodeName, ClusterCIDRs: pods}, nil)
+			table, _ := proxy.Plan(s, f, proxy.Config{NodeName: synth.NodeName, ClusterCIDRs: pods,
+				Addresses: &proxy.AddressPolicy{AllExternalIPs: true, AllLoadBalancerIPs: true}}, nil)
 			for _, large := range []bool{false, true} {
 				ruleset := iptables.Render(table, iptables.Options{MasqueradeBit: 14, DropInvalid: true, Large: large}, nil)
 				rules, err := trace.Parse(f, ruleset.String())
@@ -103,19 +104,46 @@ func (c checker) port(p *proxy.Port) {
 				c.t.Errorf("%s: a port next to %s is touched: %v", c.name, p.Name, o)
 			}
 		}
-		if p.NodePort == 0 {
-			continue
+		if p.NodePort != 0 {
+			c.external(p, from, src, "node port", netip.AddrPortFrom(nodeIPs[c.family], p.NodePort))
 		}
-		verdict, masked := p.External, true
-		if verdict == proxy.ToLocal || verdict == proxy.Drop { // policy Local
-			masked = from.name == "node"
-			if from.name != "outside" {
-				verdict = proxy.ToCluster
+		for _, a := range p.ExternalIPs {
+			c.external(p, from, src, "external IP", netip.AddrPortFrom(a, p.Port))
+		}
+		for _, a := range p.LoadBalancerIPs {
+			to := netip.AddrPortFrom(a, p.Port)
+			allowed := p.AllowedSources == nil || p.External == proxy.Reject
+			for _, n := range p.AllowedSources {
+				allowed = allowed || n.Contains(src.Addr())
+			}
+			if allowed {
+				c.external(p, from, src, "load balancer IP", to)
+			} else {
+				c.leads(p, from.name+" to load balancer IP", proxy.Drop, false, follow(c.t, c.rules, p.Protocol, src, to, from.in))
+			}
+			if p.AllowSelf && from.name == "node" && p.External != proxy.Reject {
+				c.external(p, from, netip.AddrPortFrom(a, 40000), "load balancer IP from itself", to)
 			}
 		}
-		c.leads(p, from.name+" to node port", verdict, masked,
-			follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(nodeIPs[c.family], p.NodePort), from.in))
 	}
+}
+
+// external follows a packet to a frontend that is not the ClusterIP.
+func (c checker) external(p *proxy.Port, from source, src netip.AddrPort, what string, to netip.AddrPort) {
+	verdict, masked := p.External, true
+	if verdict == proxy.ToLocal || verdict == proxy.Drop { // policy Local
+		masked = from.name == "node"
+		if from.name != "outside" {
+			verdict = proxy.ToCluster
+		}
+	}
+	local := node
+	local.Local = func(a netip.Addr) bool { return a == src.Addr() && from.name == "node" || node.Local(a) }
+	outcomes, err := c.rules.Trace(trace.Packet{Protocol: p.Protocol, Src: src, Dst: to, In: from.in}, local)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.leads(p, from.name+" to "+what, verdict, masked, outcomes)
 }
 
 // leads compares what becomes of a packet with a verdict of the port.

@@ -109,7 +109,7 @@ func Changed(s *cluster.Snapshot, i, to int) *cluster.Snapshot {
 
 // Random returns a small cluster in which everything differs: families, protocols, ports with and without names,
 // several slices of a service,
-// endpoints in every condition and on every node, with hints or without, node ports, policies, affinity, and contested
+// endpoints in every condition and on every node, with hints or without, node ports, external and load balancer IPs, policies, affinity, and contested
 // addresses.
 func Random(r *rand.Rand) *cluster.Snapshot {
 	s := &cluster.Snapshot{}
@@ -152,6 +152,15 @@ func randomService(r *rand.Rand, i int, nodes []*cluster.Node) *cluster.Service 
 	}
 	if r.IntN(5) == 0 {
 		svc.Affinity = 3 * time.Hour
+	}
+	for range r.IntN(3) {
+		svc.ExternalIPs = append(svc.ExternalIPs, offset(netip.MustParseAddr("198.51.100.1"), r.IntN(20)), offset(netip.MustParseAddr("2001:db8:1::1"), r.IntN(20)))
+	}
+	if r.IntN(4) == 0 {
+		svc.LoadBalancerIPs = []netip.Addr{offset(netip.MustParseAddr("203.0.113.1"), r.IntN(20)), offset(netip.MustParseAddr("2001:db8:2::1"), r.IntN(20))}
+		if r.IntN(2) == 0 {
+			svc.LoadBalancerSourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("2001:db8::/64")}
+		}
 	}
 	if len(svc.Ports) == 1 && r.IntN(2) == 0 {
 		svc.Ports[0].Name = ""
