@@ -126,6 +126,8 @@ func (p *Parser) other(line string) error {
 		return UnshownError(Unshown(line))
 	case line == "" || line[0] == '#':
 		return nil
+	case line[0] == '*' && p.table != nil:
+		return fmt.Errorf("%q begins within table %q", line, p.table.name)
 	case line[0] == '*':
 		p.table = &parsedTable{Table: p.rules.Table(line[1:]), name: line[1:], owned: map[string]*Chain{}, others: map[string]bool{}}
 		return nil
