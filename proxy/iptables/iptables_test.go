@@ -41,7 +41,7 @@ func TestRandomWalk(t *testing.T) {
 		tables := map[cluster.Family]*proxy.Table{}
 		rules := map[cluster.Family]*iptables.Ruleset{}
 		kernels := map[cluster.Family]*iptables.Ruleset{cluster.IPv4: {Family: cluster.IPv4}, cluster.IPv6: {Family: cluster.IPv6}}
-		for step := range 25 {
+		for step := range 15 {
 			what := fmt.Sprintf("seed %d, step %d", seed, step)
 			for _, f := range cluster.Families {
 				table, notes := proxy.Plan(s, f, config, tables[f])
