@@ -25,13 +25,13 @@ func endpointChain(p *proxy.Port, endpoint string) string {
 // maxChainName is the longest name of a chain, XT_EXTENSION_MAXNAMELEN-1 (linux/netfilter/x_tables.h).
 const maxChainName = 28
 
-// prefixChain names the part of a dispatcher that is for the addresses of a prefix. An IPv6 prefix that is too long
+// prefixChain names the part of a dispatcher that is for the addresses of a prefix, by how the names of its parts begin. An IPv6 prefix that is too long
 // for a name is replaced by its hash; the rule that jumps there shows the prefix.
-func prefixChain(p netip.Prefix) string {
-	if name := "KUBE-SVC-" + p.String(); len(name) <= maxChainName {
+func prefixChain(begin string, p netip.Prefix) string {
+	if name := begin + p.String(); len(name) <= maxChainName {
 		return name
 	}
-	return "KUBE-SVC-" + hash(p.String())
+	return begin + hash(p.String())
 }
 
 // rangeChain names the part of the node port dispatcher that is for a range of ports of a protocol.

@@ -125,7 +125,7 @@ func (m *memo) nat(prev *Ruleset, gone, fresh []*portRules) Table {
 	for _, r := range fresh {
 		d.fresh = append(d.fresh, r.chains...)
 	}
-	m.dispatch(&d, toAddress, chainServices, addressJump, prev, &entry{rule: nodePortTail(m.family)})
+	m.dispatch(&d, toAddress, chainServices, addressJump("KUBE-SVC-"), prev, &entry{rule: nodePortTail(m.family)})
 	m.dispatch(&d, toNodePort, chainNodePorts, portJump, prev)
 	if len(prev.NAT.Chains) == 0 {
 		mark, random := m.mark(), ""
@@ -170,9 +170,9 @@ func nodePortTail(f cluster.Family) string {
 // filter assembles filter: what is rejected, and what forwarding must not stop.
 func (m *memo) filter(prev *Ruleset) Table {
 	d := dispatcher{}
-	m.dispatch(&d, refuseClusterIP, chainServices, addressJump, prev)
-	m.dispatch(&d, refuseExternal, chainExternal, addressJump, prev, m.entries[refuseNodePort]...)
-	m.dispatch(&d, refuseSource, chainFirewall, addressJump, prev)
+	m.dispatch(&d, refuseAddress, chainServices, addressJump("KUBE-SVC-"), prev)
+	m.dispatch(&d, refuseExternal, chainExternal, addressJump("KUBE-EXT-"), prev, m.entries[refuseNodePort]...)
+	m.dispatch(&d, refuseSource, chainFirewall, addressJump("KUBE-FW-"), prev)
 	if len(prev.Filter.Chains) == 0 {
 		mark := m.mark()
 		forward := []string{
@@ -192,8 +192,6 @@ func (m *memo) filter(prev *Ruleset) Table {
 		"FORWARD", portals,
 		"FORWARD", visible,
 		"OUTPUT", portals,
-		// kube-proxy lets the node's own packets to an address without endpoints go out.
-		"OUTPUT", visible,
 	}
 	if len(m.entries[refuseSource]) > 0 {
 		// The firewall comes first in each. Without it, its jumps would cost every packet something for nothing.
@@ -222,12 +220,12 @@ func fixedChain(name string, rules ...string) *Chain {
 
 // The places where a port can have a rule that packets are dispatched by.
 const (
-	toAddress       = iota // nat, KUBE-SERVICES
-	toNodePort             // nat, KUBE-NODEPORTS
-	refuseClusterIP        // filter, KUBE-SERVICES
-	refuseExternal         // filter, KUBE-EXTERNAL-SERVICES
-	refuseNodePort         // filter, KUBE-EXTERNAL-SERVICES, behind the addresses
-	refuseSource           // filter, KUBE-PROXY-FIREWALL
+	toAddress      = iota // nat, KUBE-SERVICES
+	toNodePort            // nat, KUBE-NODEPORTS
+	refuseAddress         // filter, KUBE-SERVICES
+	refuseExternal        // filter, KUBE-EXTERNAL-SERVICES
+	refuseNodePort        // filter, KUBE-EXTERNAL-SERVICES, behind the addresses
+	refuseSource          // filter, KUBE-PROXY-FIREWALL
 	places
 )
 
@@ -301,7 +299,7 @@ func (w *portWriter) destination(a netip.Addr, about string) string {
 func (w *portWriter) refuse() {
 	p := w.port
 	if why, target := w.refusal(p.Internal); target != "" && p.ClusterIP.IsValid() {
-		w.rules.add(refuseClusterIP, p.ClusterIP, p, w.destination(p.ClusterIP, why)+target)
+		w.rules.add(refuseAddress, p.ClusterIP, p, w.destination(p.ClusterIP, why)+target)
 	}
 	why, target := w.refusal(p.External)
 	if target == "" {
@@ -309,7 +307,10 @@ func (w *portWriter) refuse() {
 	}
 	for _, addrs := range [...][]netip.Addr{p.ExternalIPs, p.LoadBalancerIPs} {
 		for _, a := range addrs {
-			w.rules.add(refuseExternal, a, p, w.destination(a, why)+target)
+			rule := w.destination(a, why) + target
+			w.rules.add(refuseExternal, a, p, rule)
+			// OUTPUT leads to KUBE-SERVICES only; kube-proxy lets the node's own packets go out.
+			w.rules.add(refuseAddress, a, p, rule)
 		}
 	}
 	if p.NodePort != 0 {

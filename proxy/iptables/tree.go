@@ -163,9 +163,9 @@ func splitBits(first, last netip.Addr) int {
 	return min(common/stepBits*stepBits+stepBits, first.BitLen())
 }
 
-// addressJump dispatches by destination address.
-func addressJump(p netip.Prefix) (match, chain string) {
-	return "-d " + p.String() + " ", prefixChain(p)
+// addressJump dispatches by destination address, to chains whose names begin so; each tree of a table has its own.
+func addressJump(begin string) func(netip.Prefix) (match, chain string) {
+	return func(p netip.Prefix) (match, chain string) { return "-d " + p.String() + " ", prefixChain(begin, p) }
 }
 
 // portKey makes a key of protocol and port, so that node ports are dispatched by the same tree as addresses: the

@@ -248,7 +248,7 @@ func (s *takeover) taken(t *testing.T, before string) {
 			t.Errorf("taken over, this is missing: %s", line)
 		}
 	}
-	for _, gone := range []string{"KUBE-PROXY-FIREWALL", "KUBE-FW-", "KUBE-SEP-" + hash("default/web:httptcp10.244.2.2:8080"), "198.51.100.9"} {
+	for _, gone := range []string{"-j KUBE-PROXY-FIREWALL", "KUBE-FW-", "KUBE-SEP-" + hash("default/web:httptcp10.244.2.2:8080"), "198.51.100.9"} {
 		if !strings.Contains(before, gone) || strings.Contains(now, gone) {
 			t.Errorf("taken over, %s should have gone:\n%s", gone, now)
 		}
