@@ -131,8 +131,11 @@ func (w *world) leaveMarker(node, marker string) error {
 func (m *monitor) expectSilence(t *testing.T) {
 	t.Helper()
 	m.process.Kill()
-	if out := m.process.Output()[m.seen:]; out != "" {
-		t.Errorf("changes of %s:\n%s", m.name, out)
+	for line := range strings.Lines(m.process.Output()[m.seen:]) {
+		if strings.HasPrefix(line, "Error: ") {
+			continue // a complaint of ip about links whose other end has just gone elsewhere
+		}
+		t.Errorf("a change of %s: %s", m.name, line)
 	}
 }
 

@@ -78,7 +78,8 @@ func (m *monitor) events() []event {
 	m.drain()
 	var all []event
 	for i, line := range strings.Split(m.process.Output(), "\n") {
-		if i < m.skip || line == "" || strings.Contains(line, marker) {
+		// Without a stamp it is a complaint of ip itself, about links whose other end has just gone elsewhere.
+		if i < m.skip || !strings.HasPrefix(line, "[") || strings.Contains(line, marker) {
 			continue
 		}
 		stamp, text, _ := strings.Cut(strings.TrimPrefix(line, "["), "] ")
