@@ -4,8 +4,9 @@
 // anything about services.
 //
 // The behaviour is that of kube-proxy's iptables mode: readiness, fallback to terminating endpoints, endpoint
-// identity by address and port, masquerading. Where two Services claim the same address and port, the older one
-// keeps it, and the other gets a Note.
+// identity by address and port, traffic policies, topology hints, affinity, masquerading. Where two Services claim the
+// same address and port, the older one keeps it, and the other gets a Note; so does a Service that claims an address
+// which it may not have, see [AddressPolicy].
 //
 // The package is pure. It knows no rule syntax, no kernel, and no Kubernetes type.
 package proxy

@@ -24,6 +24,6 @@ const (
 	ReasonAddressRefused = "AddressRefused"
 	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
 	ReasonQuarantined = "Quarantined"
-	// ReasonNotSupported: the object asks for something that this version does not do.
+	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 )

@@ -12,8 +12,11 @@
 //
 //	nat     KUBE-SERVICES  -d VIP --dport PORT ─► KUBE-SVC-x ─► DNAT (an endpoint elsewhere)
 //	             │                                     └──────► KUBE-SEP-y ─► DNAT (an endpoint on this node)
-//	             └ dst LOCAL ─► KUBE-NODEPORTS ─► KUBE-EXT-x ─► KUBE-MARK-MASQ, KUBE-SVC-x
-//	filter  KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: REJECT for what has no endpoints
+//	             ├ external IP ──────────────────► KUBE-EXT-x ─► KUBE-MARK-MASQ, KUBE-SVC-x; or KUBE-SVL-x
+//	             ├ load balancer IP ─► KUBE-FW-x ─►    ″         (KUBE-SVL: endpoints here, for policy Local)
+//	             └ dst LOCAL ─► KUBE-NODEPORTS ──►    ″
+//	filter  KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: REJECT or DROP for what has no endpoints to use
+//	        KUBE-PROXY-FIREWALL: DROP for what KUBE-FW-x did not let pass
 //
 // It differs from kube-proxy's where that costs nothing in familiarity: an endpoint on another node has no chain of
 // its own, because only on its own node can a pod reach itself through a Service; and a dispatching chain that would
