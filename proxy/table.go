@@ -22,6 +22,14 @@ type Table struct {
 	Local LocalTraffic
 	// MasqueradeAll replaces the source of everything sent to a cluster IP.
 	MasqueradeAll bool
+	// NodePorts says at which addresses of the node its node ports are.
+	NodePorts NodePorts
+	// ServiceRanges are the networks that ClusterIPs are from, as far as they are known: what goes there and is no service
+	// port is rejected. RejectUnknown tells that it is; without ranges then only at ClusterIPs that there are.
+	ServiceRanges []netip.Prefix
+	RejectUnknown bool
+	// HealthChecks are the health check node ports of Services, in the order of the Services.
+	HealthChecks []HealthCheck
 
 	// What follows is the memo for the next Plan.
 	config   Config
@@ -39,6 +47,25 @@ func (t *Table) Without(refused map[cluster.Ref]bool) *Table {
 	rest := *t
 	rest.Ports = slices.DeleteFunc(slices.Clone(t.Ports), func(p *Port) bool { return refused[p.Service.Ref()] })
 	return &rest
+}
+
+// A HealthCheck is a port at which load balancers ask whether this node has endpoints of a Service (spec.healthCheckNodePort).
+type HealthCheck struct {
+	Service *cluster.Service
+	Port    uint16
+	// LocalEndpoints counts the addresses of ready endpoints of the family that are on this node, whatever their ports.
+	LocalEndpoints int
+}
+
+// NodePorts are the addresses of the node at which node ports are served.
+type NodePorts struct {
+	// Everywhere means all addresses that the node has, and Addrs is empty.
+	Everywhere bool
+	// Addrs are those addresses otherwise, in order.
+	Addrs []netip.Addr
+	// Localhost tells that node ports are served at 127.0.0.0/8 too: to all of it with Everywhere, else to the addresses
+	// of it among Addrs. IPv4 only: the kernel has no route_localnet for IPv6.
+	Localhost bool
 }
 
 // A Verdict is what happens to traffic.
@@ -85,6 +112,9 @@ type Port struct {
 	// Cluster and Local are the endpoints for either verdict. They share the traffic evenly, and are ordered by the text of
 	// address and port as kube-proxy's rules are. A list that nothing refers to is empty.
 	Cluster, Local []Backend
+	// Serving are the endpoints whose UDP flows may go on: all that serve, wherever they are, ready or terminating. Other
+	// protocols' connections are never cut, and have none.
+	Serving []netip.AddrPort
 	// Affinity is how long a client stays with its endpoint, counted from its last new connection, in whole seconds; 0 for
 	// not at all.
 	Affinity time.Duration
@@ -153,9 +183,27 @@ type Config struct {
 	Interface string
 	// MasqueradeAll replaces the source of everything sent to a cluster IP.
 	MasqueradeAll bool
+	// NodePorts says where node ports are served; nil means at every address, and not at 127.0.0.0/8. It is not changed.
+	NodePorts *NodePortPolicy
+	// NodeIPs replace the addresses of the Node's status where the family has one; see kube-proxy's bindAddress.
+	NodeIPs [2]netip.Addr
+	// ForwardUnknown lets packets to the service range that are for no service port follow the node's routes, as kube-proxy
+	// does, instead of rejecting them.
+	ForwardUnknown bool
 	// Addresses says which external and load balancer IPs are served; nil means no external IP and every load balancer
 	// IP that is not part of the cluster. It is not changed.
 	Addresses *AddressPolicy
+}
+
+// A NodePortPolicy says at which addresses of the node its node ports are served.
+type NodePortPolicy struct {
+	// CIDRs are the networks that such an address is from; those of one family decide about that family, and a family without
+	// any has its node ports at every address.
+	CIDRs []netip.Prefix
+	// Primary means the node's own addresses of its status instead, one for each family.
+	Primary bool
+	// Localhost serves node ports at 127.0.0.0/8 too, if CIDRs allow it.
+	Localhost bool
 }
 
 // PairOf sorts CIDRs by family into the form that Config.ClusterCIDRs has.

@@ -74,6 +74,9 @@ type Snapshot struct {
 	// Services are all Services that a service proxy looks after, ordered by namespace and name. Headless and
 	// ExternalName Services and those with a service.kubernetes.io/service-proxy-name label are not among them.
 	Services []*Service
+	// ServiceCIDRs are the networks that ClusterIPs are from, by the cluster's ServiceCIDR objects (KEP-1880), in order
+	// without duplicates; none where the API does not tell.
+	ServiceCIDRs []netip.Prefix
 	// Host is the node that this agent runs on, as its kernel sees itself; nil when unknown (offline rendering).
 	Host *Host
 	// Notes tell what of the objects was not taken over, and why.
@@ -205,7 +208,10 @@ type ServicePort struct {
 type EndpointSlice struct {
 	Name   string
 	Family Family
-	Ports  []EndpointPort
+	// Triggered is when the change happened that led to this version of the slice (annotation
+	// endpoints.kubernetes.io/last-change-trigger-time); zero when it does not say.
+	Triggered time.Time
+	Ports     []EndpointPort
 	// Endpoints have one address each, of the slice's Family.
 	Endpoints []Endpoint
 }
