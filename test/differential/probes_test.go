@@ -417,11 +417,23 @@ func recentLists(texts []string) map[string][]string {
 	return lists
 }
 
-// timeouts returns for how long rules remember clients, by list: "KUBE-SEP-… 10800".
-func timeoutsOf(text string) (list []string) {
+// timeoutsOf returns for how many seconds rules remember clients, by list.
+func timeoutsOf(text string) map[string]string {
+	timeouts := map[string]string{}
 	for _, m := range rechecks.FindAllStringSubmatch(text, -1) {
-		list = append(list, m[3]+" "+m[2])
+		timeouts[m[3]] = m[2]
 	}
-	slices.Sort(list)
-	return slices.Compact(list)
+	return timeouts
+}
+
+// otherTimeout describes a list for which two rule sets have different times; empty when there is none. Which lists are asked for
+// where is what probes find out.
+func otherTimeout(proxy, agent string) string {
+	ours := timeoutsOf(agent)
+	for list, seconds := range timeoutsOf(proxy) {
+		if s, both := ours[list]; both && s != seconds {
+			return fmt.Sprintf("%s remembers clients for %s s with kube-proxy, for %s s with fairway", list, seconds, s)
+		}
+	}
+	return ""
 }
