@@ -16,7 +16,7 @@ const (
 	rulesPrefix = "rules-"
 )
 
-// How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
+// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
 // long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
