@@ -199,6 +199,12 @@ func TestStaleIsUnhealthy(t *testing.T) {
 	if c := code(4*time.Hour + time.Second); c != http.StatusOK {
 		t.Errorf("after the Node object is gone it is %d", c)
 	}
+
+	s = newStatus([]Part{p}, 10*time.Second)
+	s.queued(goal{1, plan}, node, start)
+	if before, after := code(19*time.Second), code(20*time.Second); before != http.StatusOK || after != http.StatusServiceUnavailable {
+		t.Errorf("with a syncPeriod of 10 s it is %d after 19 s, and %d after 20", before, after)
+	}
 }
 
 // TestNotesSurviveFailure: what a part said holds until it says something else.
@@ -246,4 +252,24 @@ func (p *slowPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, e
 	r, err := p.fakePart.Sync(ctx, plan, reread)
 	<-p.release
 	return r, err
+}
+
+// TestSyncPeriod: the kernel is read back after the syncPeriod though nothing happened, and the paces are the configuration's.
+func TestSyncPeriod(t *testing.T) {
+	p := &fakePart{name: "x"}
+	s := newStatus([]Part{p}, time.Minute)
+	c := Config{NodeName: "a", SyncPeriod: 10 * time.Millisecond}
+	l := newLoop(c, Offline, []Part{p}, newMetrics(s, "test", nil), s, &fakeReporter{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { l.run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "it is read back three times", func() bool { _, n, _ := p.see(); return n >= 3 })
+
+	rules := newLoop(Config{SyncPeriod: time.Second, MinSyncPeriod: 7 * time.Millisecond}, Offline, []Part{&rulesPart{}}, nil, nil, nil).runners[0]
+	if rules.pace.interval != 7*time.Millisecond || rules.pace.retryMax != time.Second || rules.auditEvery != time.Second {
+		t.Errorf("rules are paced %+v, and read back every %s", rules.pace, rules.auditEvery)
+	}
 }

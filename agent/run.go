@@ -51,12 +51,12 @@ func run(ctx context.Context, o Options) error {
 	for _, r := range o.Remarks {
 		klog.InfoS("Of kube-proxy's configuration", "field", r.Field, "detail", r.Detail)
 	}
-	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
 	if err != nil {
 		return err
 	}
 	announceBackend(backend)
+	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
 		return err
@@ -114,6 +114,7 @@ func (o Options) servers(ctx context.Context, w world, self cluster.Ref, s *stat
 		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(s, m, time.Now)},
 		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config.EnableProfiling)},
 	} {
+		server.patience, server.again = listenPatience, serveAgain
 		switch {
 		case server.addr == "":
 		case !o.Config.BindAddressHardFail:

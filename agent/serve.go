@@ -21,21 +21,23 @@ type server struct {
 	// reason is that of the Event that says that the address can't be bound; kube-proxy's.
 	reason  string
 	handler http.Handler
+	// patience is for how long an address that is in use is waited for, and again the pause before run tries anew.
+	patience, again time.Duration
 	// listener is set by open.
 	listener net.Listener
 }
 
-// How long, and how often, open tries an address that is in use; and how often run opens one again.
+// The patience and the pause of an agent's servers, and how often open tries within its patience.
 const (
 	listenPatience = 5 * time.Second
-	listenAgain    = 100 * time.Millisecond
 	serveAgain     = 5 * time.Second
+	listenAgain    = 100 * time.Millisecond
 )
 
 // open opens the address. An agent that was killed may leave it in use for a moment, by a child that has not got as far
 // as exec; and a restart should not have to begin again for that.
 func (s *server) open(ctx context.Context) error {
-	for end := time.Now().Add(listenPatience); ; {
+	for end := time.Now().Add(s.patience); ; {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.addr)
 		switch {
 		case err == nil:
@@ -79,7 +81,7 @@ func (s *server) run(ctx context.Context, failed func(*server, error)) error {
 			failed(s, err)
 		}
 		told = true
-		sleep(ctx, serveAgain)
+		sleep(ctx, s.again)
 	}
 	return nil
 }
