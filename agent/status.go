@@ -20,6 +20,7 @@ type status struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]*partStatus
+	started  time.Time
 }
 
 // A partStatus is where a Part stands.
@@ -36,7 +37,7 @@ type partStatus struct {
 }
 
 func newStatus(parts []Part) *status {
-	s := &status{parts: map[string]*partStatus{}}
+	s := &status{parts: map[string]*partStatus{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
 	}
@@ -98,12 +99,13 @@ type view struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]partStatus
+	started  time.Time
 }
 
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}}
+	v := view{revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
 	for name, p := range s.parts {
 		v.parts[name] = *p
 	}
@@ -113,6 +115,16 @@ func (s *status) view() view {
 // healthy tells whether a Part keeps up.
 func (p partStatus) healthy(now time.Time) bool {
 	return p.pending.IsZero() || now.Sub(p.pending) < staleAfter
+}
+
+// healthy tells whether all Parts keep up.
+func (v view) healthy(now time.Time) bool {
+	for _, p := range v.parts {
+		if !p.healthy(now) {
+			return false
+		}
+	}
+	return true
 }
 
 // ready tells whether the latest goal is in the kernel, everywhere.

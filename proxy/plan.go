@@ -13,6 +13,7 @@ import (
 type planned struct {
 	service   *cluster.Service
 	ports     []*Port
+	health    HealthCheck // without port when there is none
 	notes     []cluster.Note
 	endpoints int
 }
@@ -24,6 +25,7 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	here := newLocality(c.NodeName, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
 	t.nodes = s.Nodes
+	t.NodePorts = NodePorts{Everywhere: true}
 	check := newGuard(c, s.Nodes)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
@@ -47,8 +49,12 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
 		t.Endpoints += p.endpoints
+		if p.health.Port != 0 {
+			t.HealthChecks = append(t.HealthChecks, p.health)
+		}
 		notes = append(notes, p.notes...)
 	}
+	notes = append(notes, t.settleHealthChecks()...)
 	return t, append(notes, t.settle(prev)...)
 }
 
@@ -100,6 +106,7 @@ func planService(svc *cluster.Service, f cluster.Family, here locality, check gu
 	}
 	external, balancer, notes := check.outside(svc, f)
 	p.notes = notes
+	p.health = healthCheckOf(svc, f, here)
 	sources := allowedSources(svc, f)
 	allowSelf := slices.ContainsFunc(here.ips, func(a netip.Addr) bool { return within(a, sources) })
 	for i, sp := range svc.Ports {
