@@ -207,6 +207,43 @@ func TestStaleIsUnhealthy(t *testing.T) {
 	}
 }
 
+// A followingPart follows another Part.
+type followingPart struct {
+	fakePart
+	leader string
+}
+
+func (p *followingPart) follows() string { return p.leader }
+
+// TestFollower: a Part that follows another gets a Plan once the other has it in the kernel, and keeps its own until then. The
+// agent is ready when both have it.
+func TestFollower(t *testing.T) {
+	rules := &fakePart{name: rulesPrefix + "IPv4", fail: errors.New("the lock is held")}
+	checks := &followingPart{fakePart{name: healthChecksPrefix + "IPv4"}, rules.name}
+	alone := &followingPart{fakePart{name: "alone"}, "no such part"}
+	l, _ := startLoop(t, checks, rules, alone)
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "the rules failed twice", func() bool { n, _, _ := rules.see(); return n > 1 })
+	eventually(t, "who follows nobody has the plan", func() bool { _, _, p := alone.see(); return clusterIP(p) == "10.0.0.1" })
+	if n, _, _ := checks.see(); n > 0 {
+		t.Errorf("the follower ran %d times while the rules failed", n)
+	}
+	rules.set(nil)
+	eventually(t, "the follower has the plan", func() bool { _, _, p := checks.see(); return clusterIP(p) == "10.0.0.1" })
+	eventually(t, "all is programmed", func() bool { return l.status.view().ready() })
+
+	rules.set(errors.New("the lock is held"))
+	before, _, _ := rules.see()
+	l.publish(aSnapshot("10.0.0.2"))
+	eventually(t, "the rules failed again", func() bool { n, _, _ := rules.see(); return n > before+1 })
+	if _, _, p := checks.see(); clusterIP(p) != "10.0.0.1" || l.status.view().ready() {
+		t.Errorf("the follower has the plan of %s; ready: %v", clusterIP(p), l.status.view().ready())
+	}
+	rules.set(nil)
+	eventually(t, "the follower has the new plan", func() bool { _, _, p := checks.see(); return clusterIP(p) == "10.0.0.2" })
+}
+
 // TestNotesSurviveFailure: what a part said holds until it says something else.
 func TestNotesSurviveFailure(t *testing.T) {
 	p := &fakePart{name: "x"}

@@ -16,6 +16,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source"
 	"github.com/fairway-net/fairway/agent/source/file"
 	"github.com/fairway-net/fairway/agent/source/kube"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
@@ -62,6 +63,8 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer conn.Close()
+	var s *status
+	healthy := func() bool { return s.view().healthy(time.Now()) }
 	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
 	facts, err := learn(backend)
 	if err != nil {
@@ -72,8 +75,9 @@ func run(ctx context.Context, o Options) error {
 			facts.Absent[i] = true
 			continue
 		}
-		part := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend)}
-		parts = append(parts, part)
+		servers := healthd.New(f, healthy)
+		defer servers.Close()
+		parts = append(parts, &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend)}, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
@@ -83,7 +87,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := newStatus(parts, o.Config.SyncPeriod)
+	s = newStatus(parts, o.Config.SyncPeriod)
 	m := newMetrics(s, o.Version, w.lost)
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.

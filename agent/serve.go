@@ -139,22 +139,28 @@ type health struct {
 func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
-		ok := v.healthy(p, now)
+		ok := v.keepsUp(p, now)
 		family, isRules := strings.CutPrefix(name, rulesPrefix)
 		// kube-proxy's /livez is about rules. Routes that fail with an error, such as a read-only /proc/sys, are alive: a
 		// restart would meet the same, over and over.
 		excused := !eligibility && !isRules && p.err != nil
 		h.Healthy = h.Healthy && (ok || excused)
-		if p.updated.After(h.LastUpdated) {
-			h.LastUpdated = p.updated
+		if !isRules {
+			continue
 		}
-		if isRules {
-			h.Status[family] = familyHealth{p.updated, ok}
+		// Before the first success it is when the agent started, as in kube-proxy.
+		updated := p.updated
+		if updated.IsZero() {
+			updated = v.started
 		}
+		if updated.After(h.LastUpdated) {
+			h.LastUpdated = updated
+		}
+		h.Status[family] = familyHealth{updated, ok}
 	}
 	eligible := true
 	if eligibility {
-		eligible = v.node != nil && !v.node.ToBeDeleted
+		eligible = v.node != nil && !v.node.ToBeDeleted // before the first look at the cluster it is not known, and not eligible
 		h.NodeEligible = &eligible
 	}
 	if h.Healthy && eligible {

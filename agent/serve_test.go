@@ -112,6 +112,9 @@ func TestLivezOfFailingParts(t *testing.T) {
 		}
 		livez, _ := healthBody(s.view(), start.Add(time.Minute), false)
 		healthz, _ := healthBody(s.view(), start.Add(time.Minute), true)
+		if proxyHealthy := s.view().healthy(start.Add(time.Minute)); proxyHealthy != (healthz == http.StatusOK) {
+			t.Errorf("%s, %v: for load balancers of Services it is healthy: %v, and /healthz %d", c.part, c.err, proxyHealthy, healthz)
+		}
 		if livez != c.livez || healthz != c.healthz {
 			t.Errorf("%s, %v: /livez %d and /healthz %d, expected %d and %d", c.part, c.err, livez, healthz, c.livez, c.healthz)
 		}
@@ -240,4 +243,55 @@ func TestOOMScore(t *testing.T) {
 		t.Errorf("it is %q, %v", text, err)
 	}
 	adjustOOMScore(filepath.Join(path, "not"), -999)
+}
+
+// TestHealthForm: the answers have kube-proxy's form. Eligibility is a matter of /healthz alone and not part of "healthy"; a
+// good answer is of now, a bad one of the last success, which before the first one is the start; and what is no rules is not in
+// "status".
+func TestHealthForm(t *testing.T) {
+	at := func(second int) time.Time { return time.Date(2026, 1, 1, 0, 0, second, 0, time.UTC) }
+	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
+	four, six := &fakePart{name: rulesPrefix + "IPv4"}, &fakePart{name: rulesPrefix + "IPv6"}
+	s := newStatus([]Part{&fakePart{name: routesName}, four, six, &fakePart{name: healthChecksPrefix + "IPv4"}}, 30*time.Second)
+	s.started = at(0)
+	body := func(second int, eligibility bool) string {
+		code, body := healthBody(s.view(), at(second), eligibility)
+		w := httptest.NewRecorder()
+		answer(w, code, body)
+		if w.Header().Get("Content-Type") != "application/json" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("headers are %v", w.Header())
+		}
+		r := strings.NewReplacer("2026-01-01T00:00:", "", "Z", "", "2026-01-01T00:0", "")
+		return strconv.Itoa(w.Code) + " " + strings.TrimSpace(r.Replace(w.Body.String()))
+	}
+	check := func(what string, got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: it is\n%s\nexpected\n%s", what, got, want)
+		}
+	}
+	check("/livez before anything", body(3, false),
+		`200 {"lastUpdated":"03","currentTime":"03","healthy":true,"status":{"IPv4":{"lastUpdated":"00","healthy":true},"IPv6":{"lastUpdated":"00","healthy":true}}}`)
+	check("/healthz before anything", body(3, true),
+		`503 {"lastUpdated":"00","currentTime":"03","nodeEligible":false,"healthy":true,"status":{"IPv4":{"lastUpdated":"00","healthy":true},"IPv6":{"lastUpdated":"00","healthy":true}}}`)
+	s.queued(goal{1, plan}, plan.Snapshot.Nodes[0], at(4))
+	s.done(outcome{part: routesName, revision: 1, end: at(9)})
+	s.done(outcome{part: healthChecksPrefix + "IPv4", revision: 1, end: at(9)})
+	s.done(outcome{part: four.name, revision: 1, end: at(5)})
+	check("/healthz while one waits", body(10, true),
+		`200 {"lastUpdated":"10","currentTime":"10","nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"00","healthy":true}}}`)
+	for _, eligibility := range []bool{false, true} {
+		want := `503 {"lastUpdated":"05","currentTime":"1:04","healthy":false,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"00","healthy":false}}}`
+		if eligibility {
+			want = strings.Replace(want, `"healthy"`, `"nodeEligible":true,"healthy"`, 1)
+		}
+		check("after a minute", body(64, eligibility), want)
+	}
+	s.done(outcome{part: six.name, revision: 1, end: at(65)})
+	leaving := &cluster.Node{Name: "a", ToBeDeleted: true}
+	s.queued(goal{2, plan}, leaving, at(66))
+	check("/livez of a leaving node", body(67, false),
+		`200 {"lastUpdated":"1:07","currentTime":"1:07","healthy":true,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"1:05","healthy":true}}}`)
+	check("/healthz of a leaving node", body(67, true),
+		`503 {"lastUpdated":"1:05","currentTime":"1:07","nodeEligible":false,"healthy":true,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"1:05","healthy":true}}}`)
 }

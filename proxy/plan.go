@@ -13,6 +13,7 @@ import (
 type planned struct {
 	service   *cluster.Service
 	ports     []*Port
+	health    HealthCheck // without port when there is none
 	notes     []cluster.Note
 	endpoints int
 }
@@ -50,8 +51,12 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
 		t.Endpoints += p.endpoints
+		if p.health.Port != 0 {
+			t.HealthChecks = append(t.HealthChecks, p.health)
+		}
 		notes = append(notes, p.notes...)
 	}
+	notes = append(notes, t.settleHealthChecks()...)
 	return t, append(notes, t.settle(prev)...)
 }
 
@@ -105,6 +110,7 @@ func planService(svc *cluster.Service, f cluster.Family, here locality, check gu
 	}
 	external, balancer, notes := check.outside(svc, f)
 	p.notes = notes
+	p.health = healthCheckOf(svc, f, here)
 	sources := allowedSources(svc, f)
 	allowSelf := within(here.ip, sources)
 	for i, sp := range svc.Ports {
