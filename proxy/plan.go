@@ -24,6 +24,7 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	here := newLocality(c.NodeName, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
 	t.nodes = s.Nodes
+	t.NodePorts.Everywhere = true
 	check := newGuard(c, s.Nodes)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
@@ -193,6 +194,9 @@ func better(e, old *cluster.Endpoint) bool {
 
 // decide settles what happens to the port's traffic, by the Service's policies and the endpoints that there are.
 func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
+	if p.Protocol == cluster.UDP {
+		p.Serving = serving(all)
+	}
 	if !slices.ContainsFunc(all, func(k known) bool { return k.Ready || k.Serving && k.Terminating }) {
 		p.Internal, p.External = Reject, Reject
 		return
