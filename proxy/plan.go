@@ -204,6 +204,9 @@ func better(e, old *cluster.Endpoint) bool {
 
 // decide settles what happens to the port's traffic, by the Service's policies and the endpoints that there are.
 func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
+	if p.Protocol == cluster.UDP {
+		p.Serving = serving(all)
+	}
 	if !slices.ContainsFunc(all, func(k known) bool { return k.Ready || k.Serving && k.Terminating }) {
 		p.Internal, p.External = Reject, Reject
 		return
