@@ -23,16 +23,16 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	node := s.Node(c.NodeName)
 	here := newLocality(c.NodeName, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
-	t.nodes = s.Nodes
-	check := newGuard(c, s.Nodes)
+	check := newGuard(c, s)
+	t.guard = check
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
 	var memo []*planned
 	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
 		memo = prev.services
 	}
-	// Which addresses outside of the cluster are refused depends on the nodes.
-	moved := prev != nil && !slices.Equal(prev.nodes, s.Nodes)
+	// Which addresses outside of the cluster are refused depends on the nodes and the service ranges.
+	moved := prev != nil && !prev.guard.same(check)
 	var notes []cluster.Note
 	for _, svc := range s.Services {
 		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
