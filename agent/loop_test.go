@@ -89,9 +89,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func startLoop(t *testing.T, parts ...Part) (*loop, *fakeReporter) {
 	t.Helper()
-	s := newStatus(parts)
+	s := newStatus(parts, time.Minute)
 	r := &fakeReporter{}
-	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test", nil), s, r)
+	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR, SyncPeriod: time.Minute, MinSyncPeriod: rulesInterval}, Offline, parts, newMetrics(s, "test", nil), s, r)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { l.run(ctx); close(done) }()
@@ -176,7 +176,7 @@ func TestLoop(t *testing.T) {
 func TestStaleIsUnhealthy(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	p := &fakePart{name: rulesPrefix + "IPv4"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	node := &cluster.Node{Name: "a"}
 	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
 	code := func(at time.Duration) int {
@@ -204,7 +204,7 @@ func TestStaleIsUnhealthy(t *testing.T) {
 // TestNotesSurviveFailure: what a part said holds until it says something else.
 func TestNotesSurviveFailure(t *testing.T) {
 	p := &fakePart{name: "x"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	notes := []cluster.Note{{Reason: cluster.ReasonRouteConflict}}
 	for i, step := range []struct {
 		notes []cluster.Note

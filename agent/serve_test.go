@@ -14,8 +14,8 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// TestListenWaits: an address that is in use for a moment is waited for, and the end of the context ends the wait.
-func TestListenWaits(t *testing.T) {
+// TestOpenWaits: an address that is in use for a moment is waited for, and the end of the context ends the wait.
+func TestOpenWaits(t *testing.T) {
 	holder, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -23,17 +23,17 @@ func TestListenWaits(t *testing.T) {
 	addr := holder.Addr().String()
 	ended, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(2*listenAgain, cancel)
-	_, err = listen(ended, "health", addr, nil)
+	s := &server{what: "health", addr: addr}
+	err = s.open(ended)
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "serve health: listen tcp "+addr) {
 		t.Errorf("while it is in use: %v", err)
 	}
 	time.AfterFunc(2*listenAgain, func() { holder.Close() })
-	s, err := listen(t.Context(), "health", addr, nil)
-	if err != nil {
+	if err := s.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.listener.Close()
-	if _, err := listen(t.Context(), "health", "192.0.2.1:80", nil); err == nil || errors.Is(err, syscall.EADDRINUSE) {
+	if err := (&server{what: "health", addr: "192.0.2.1:80"}).open(t.Context()); err == nil || errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("an address of nobody's: %v", err)
 	}
 }
@@ -49,7 +49,7 @@ func TestMetrics(t *testing.T) {
 		v := l.status.view()
 		return v.parts[good.name].programmed == 1 && v.parts[bad.name].err != nil
 	})
-	handler := metricsHandler(l.metrics)
+	handler := metricsHandler(l.metrics, false)
 	get := func(path string) string {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -99,13 +99,13 @@ func TestLivezOfFailingParts(t *testing.T) {
 		{routesName, nil, http.StatusServiceUnavailable, http.StatusServiceUnavailable},
 		{rulesPrefix + "IPv4", errors.New("the lock is held"), http.StatusServiceUnavailable, http.StatusServiceUnavailable},
 	} {
-		s := newStatus([]Part{&fakePart{name: c.part}})
+		s := newStatus([]Part{&fakePart{name: c.part}}, 30*time.Second)
 		s.queued(goal{1, plan}, plan.Snapshot.Nodes[0], start)
 		if c.err != nil {
 			s.done(outcome{part: c.part, revision: 1, err: c.err})
 		}
-		livez, _ := healthBody(s.view(), start.Add(staleAfter), false)
-		healthz, _ := healthBody(s.view(), start.Add(staleAfter), true)
+		livez, _ := healthBody(s.view(), start.Add(time.Minute), false)
+		healthz, _ := healthBody(s.view(), start.Add(time.Minute), true)
 		if livez != c.livez || healthz != c.healthz {
 			t.Errorf("%s, %v: /livez %d and /healthz %d, expected %d and %d", c.part, c.err, livez, healthz, c.livez, c.healthz)
 		}

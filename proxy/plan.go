@@ -22,9 +22,11 @@ type planned struct {
 func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table, []cluster.Note) {
 	node := s.Node(c.NodeName)
 	here := newLocality(c.NodeName, node)
+	here.ip = c.nodeIP(f, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
-	check := newGuard(c, s)
-	t.guard = check
+	ports, portNotes := c.nodePorts(f, s)
+	t.NodePorts, t.ServiceRanges, t.RejectUnknown = ports, c.serviceRanges(f, s), !c.ForwardUnknown
+	t.guard = newGuard(c, s)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
 	var memo []*planned
@@ -32,8 +34,8 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		memo = prev.services
 	}
 	// Which addresses outside of the cluster are refused depends on the nodes and the service ranges.
-	moved := prev != nil && !prev.guard.same(check)
-	var notes []cluster.Note
+	moved := prev != nil && !prev.guard.same(t.guard)
+	notes := portNotes
 	for _, svc := range s.Services {
 		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
 			memo = memo[1:]
@@ -42,7 +44,7 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		if len(memo) > 0 && memo[0].service == svc && !(moved && len(svc.ExternalIPs)+len(svc.LoadBalancerIPs) > 0) {
 			p, memo = memo[0], memo[1:]
 		} else {
-			p = planService(svc, f, here, check)
+			p = planService(svc, f, here, t.guard)
 		}
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
@@ -65,6 +67,8 @@ type locality struct {
 	zone     string
 	podCIDRs []netip.Prefix
 	ips      []netip.Addr
+	// ip is the one address of the family that stands for the node.
+	ip netip.Addr
 }
 
 func newLocality(name string, n *cluster.Node) locality {
@@ -75,7 +79,7 @@ func newLocality(name string, n *cluster.Node) locality {
 }
 
 func (t *Table) sameLocality(l locality) bool {
-	return t.here.node == l.node && t.here.zone == l.zone && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
+	return t.here.node == l.node && t.here.zone == l.zone && t.here.ip == l.ip && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
 }
 
 // has errs towards yes: an endpoint without node name (a slice written by hand) may be here, and one whose slice
@@ -101,7 +105,7 @@ func planService(svc *cluster.Service, f cluster.Family, here locality, check gu
 	external, balancer, notes := check.outside(svc, f)
 	p.notes = notes
 	sources := allowedSources(svc, f)
-	allowSelf := slices.ContainsFunc(here.ips, func(a netip.Addr) bool { return within(a, sources) })
+	allowSelf := within(here.ip, sources)
 	for i, sp := range svc.Ports {
 		// The API allows one port of a name; only a hand-written file can have two, which would share a chain.
 		if slices.ContainsFunc(svc.Ports[:i], func(o cluster.ServicePort) bool { return o.Name == sp.Name && o.Protocol == sp.Protocol }) {

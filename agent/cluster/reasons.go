@@ -24,6 +24,8 @@ const (
 	ReasonAddressRefused = "AddressRefused"
 	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
 	ReasonQuarantined = "Quarantined"
+	// ReasonSysctlRefused: a sysctl that the agent needs has another value, and can't be set.
+	ReasonSysctlRefused = "SysctlRefused"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 )

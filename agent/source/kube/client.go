@@ -17,18 +17,19 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// The agent opens four watches and writes a few Events. The limits bound it when something goes wrong.
-const (
-	clientQPS   = 10
-	clientBurst = 20
-)
-
 // Options tell how to reach the Kubernetes API.
 type Options struct {
 	// Kubeconfig is the path of a kubeconfig file. Empty means the service account of the pod that this runs in.
 	Kubeconfig string
 	// Version is the agent's version, for the User-Agent "fairway/<version>".
 	Version string
+	// QPS and Burst bound the requests per second, and at once; a negative QPS is no bound, and zeros are client-go's defaults. The
+	// agent opens three watches and writes a few Events: the limits bound it when something goes wrong.
+	QPS   float32
+	Burst int
+	// ContentType is the encoding of requests, AcceptContentTypes lists those of answers: protobuf or JSON. When empty, protobuf
+	// and either.
+	ContentType, AcceptContentTypes string
 }
 
 // A Client speaks to the Kubernetes API. It is safe for concurrent use.
@@ -50,6 +51,8 @@ func Connect(o Options) (*Client, error) {
 		return nil, fmt.Errorf("connect to the Kubernetes API by kubeconfig %s: %w", o.Kubeconfig, err)
 	}
 	config.UserAgent = "fairway/" + o.Version
+	config.QPS, config.Burst = o.QPS, o.Burst
+	config.ContentType, config.AcceptContentTypes = o.ContentType, o.AcceptContentTypes
 	return newClient(config)
 }
 
@@ -62,9 +65,12 @@ func newClient(config *rest.Config) (*Client, error) {
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 
 	config = rest.CopyConfig(config)
-	config.QPS, config.Burst = clientQPS, clientBurst
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	if config.ContentType == "" {
+		config.ContentType = runtime.ContentTypeProtobuf
+	}
+	if config.AcceptContentTypes == "" {
+		config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	}
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	httpClient, err := rest.HTTPClientFor(config)
 	if err != nil {
