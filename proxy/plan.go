@@ -25,18 +25,17 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 	here := newLocality(c.NodeName, node)
 	here.ip = c.nodeIP(f, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
-	t.nodes = s.Nodes
 	ports, portNotes := c.nodePorts(f, s)
 	t.NodePorts, t.ServiceRanges, t.RejectUnknown = ports, c.serviceRanges(f, s), !c.ForwardUnknown
-	check := newGuard(c, s.Nodes)
+	t.guard = newGuard(c, s)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
 	var memo []*planned
 	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
 		memo = prev.services
 	}
-	// Which addresses outside of the cluster are refused depends on the nodes.
-	moved := prev != nil && !slices.Equal(prev.nodes, s.Nodes)
+	// Which addresses outside of the cluster are refused depends on the nodes and the service ranges.
+	moved := prev != nil && !prev.guard.same(t.guard)
 	notes := portNotes
 	for _, svc := range s.Services {
 		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
@@ -46,7 +45,7 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		if len(memo) > 0 && memo[0].service == svc && !(moved && len(svc.ExternalIPs)+len(svc.LoadBalancerIPs) > 0) {
 			p, memo = memo[0], memo[1:]
 		} else {
-			p = planService(svc, f, here, check)
+			p = planService(svc, f, here, t.guard)
 		}
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)

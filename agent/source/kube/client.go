@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -33,8 +34,8 @@ type Options struct {
 
 // A Client speaks to the Kubernetes API. It is safe for concurrent use.
 type Client struct {
-	core, discovery, events rest.Interface
-	parameters              runtime.ParameterCodec
+	core, discovery, networking, events rest.Interface
+	parameters                          runtime.ParameterCodec
 }
 
 // Connect reads the credentials and makes a Client. It does not speak to the API yet. Errors are those of an unreadable
@@ -59,6 +60,7 @@ func newClient(config *rest.Config) (*Client, error) {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(corev1.AddToScheme(scheme))
 	utilruntime.Must(discoveryv1.AddToScheme(scheme))
+	utilruntime.Must(networkingv1.AddToScheme(scheme))
 	utilruntime.Must(eventsv1.AddToScheme(scheme))
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 
@@ -82,6 +84,7 @@ func newClient(config *rest.Config) (*Client, error) {
 	}{
 		{corev1.SchemeGroupVersion, "/api", &c.core},
 		{discoveryv1.SchemeGroupVersion, "/apis", &c.discovery},
+		{networkingv1.SchemeGroupVersion, "/apis", &c.networking},
 		{eventsv1.SchemeGroupVersion, "/apis", &c.events},
 	} {
 		config.GroupVersion, config.APIPath = &group.gv, group.path
