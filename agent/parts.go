@@ -64,6 +64,7 @@ type rulesPart struct {
 	index    int // in cluster.Families
 	nodeName string
 	rules    *netfilter.Rules
+	clients  clientWatch
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -86,6 +87,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
+	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
 	if err == nil && s.Table.NodePorts.Localhost {
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}

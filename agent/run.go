@@ -77,7 +77,7 @@ func run(ctx context.Context, o Options) error {
 		}
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
-		parts = append(parts, &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend)}, &healthChecksPart{i, servers})
+		parts = append(parts, &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend), clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}}, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
