@@ -36,11 +36,11 @@ type loop struct {
 func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Reporter) *loop {
 	l := &loop{config: c, facts: facts, status: s, metrics: m, reporter: r, wake: make(chan struct{}, 1)}
 	for _, p := range parts {
-		pc := pace{retryMin: retryMin, retryMax: retryMax}
+		pc := pace{retryMin: retryMin, retryMax: max(retryMin, min(retryMax, c.SyncPeriod))}
 		if _, isRules := p.(*rulesPart); isRules {
-			pc.interval, pc.share, pc.most = rulesInterval, rulesShare, rulesMost
+			pc.interval, pc.share, pc.most = c.MinSyncPeriod, rulesShare, rulesMost
 		}
-		l.runners = append(l.runners, newRunner(p, pc, l.done))
+		l.runners = append(l.runners, newRunner(p, pc, c.SyncPeriod, l.done))
 	}
 	for _, r := range l.runners {
 		if f, ok := r.part.(follower); ok {

@@ -89,9 +89,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func startLoop(t *testing.T, parts ...Part) (*loop, *fakeReporter) {
 	t.Helper()
-	s := newStatus(parts)
+	s := newStatus(parts, time.Minute)
 	r := &fakeReporter{}
-	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test", nil), s, r)
+	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR, SyncPeriod: time.Minute, MinSyncPeriod: rulesInterval}, Offline, parts, newMetrics(s, "test", nil), s, r)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { l.run(ctx); close(done) }()
@@ -176,7 +176,7 @@ func TestLoop(t *testing.T) {
 func TestStaleIsUnhealthy(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	p := &fakePart{name: rulesPrefix + "IPv4"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	node := &cluster.Node{Name: "a"}
 	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
 	code := func(at time.Duration) int {
@@ -198,6 +198,12 @@ func TestStaleIsUnhealthy(t *testing.T) {
 	s.queued(goal{2, plan}, nil, start.Add(4*time.Hour))
 	if c := code(4*time.Hour + time.Second); c != http.StatusOK {
 		t.Errorf("after the Node object is gone it is %d", c)
+	}
+
+	s = newStatus([]Part{p}, 10*time.Second)
+	s.queued(goal{1, plan}, node, start)
+	if before, after := code(19*time.Second), code(20*time.Second); before != http.StatusOK || after != http.StatusServiceUnavailable {
+		t.Errorf("with a syncPeriod of 10 s it is %d after 19 s, and %d after 20", before, after)
 	}
 }
 
@@ -241,7 +247,7 @@ func TestFollower(t *testing.T) {
 // TestNotesSurviveFailure: what a part said holds until it says something else.
 func TestNotesSurviveFailure(t *testing.T) {
 	p := &fakePart{name: "x"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	notes := []cluster.Note{{Reason: cluster.ReasonRouteConflict}}
 	for i, step := range []struct {
 		notes []cluster.Note
@@ -283,4 +289,24 @@ func (p *slowPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, e
 	r, err := p.fakePart.Sync(ctx, plan, reread)
 	<-p.release
 	return r, err
+}
+
+// TestSyncPeriod: the kernel is read back after the syncPeriod though nothing happened, and the paces are the configuration's.
+func TestSyncPeriod(t *testing.T) {
+	p := &fakePart{name: "x"}
+	s := newStatus([]Part{p}, time.Minute)
+	c := Config{NodeName: "a", SyncPeriod: 10 * time.Millisecond}
+	l := newLoop(c, Offline, []Part{p}, newMetrics(s, "test", nil), s, &fakeReporter{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { l.run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "it is read back three times", func() bool { _, n, _ := p.see(); return n >= 3 })
+
+	rules := newLoop(Config{SyncPeriod: time.Second, MinSyncPeriod: 7 * time.Millisecond}, Offline, []Part{&rulesPart{}}, nil, nil, nil).runners[0]
+	if rules.pace.interval != 7*time.Millisecond || rules.pace.retryMax != time.Second || rules.auditEvery != time.Second {
+		t.Errorf("rules are paced %+v, and read back every %s", rules.pace, rules.auditEvery)
+	}
 }

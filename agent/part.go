@@ -41,12 +41,10 @@ type Report struct {
 	Retry time.Duration
 }
 
-// How often a Part reads everything back although nothing seems to have changed: every 30 s, or so much less often that
-// it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two seconds.)
-const (
-	auditEvery = 30 * time.Second
-	auditShare = 50
-)
+// auditShare bounds how often a Part reads everything back although nothing seems to have changed: every syncPeriod, or so
+// much less often that it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two
+// seconds.)
+const auditShare = 50
 
 // A goal is a Plan with its place in the order of Plans.
 type goal struct {
@@ -67,6 +65,8 @@ type outcome struct {
 type runner struct {
 	part Part
 	pace pace
+	// auditEvery is how often the Part reads everything back at most; it is positive.
+	auditEvery time.Duration
 	// goals and kicks hold one element each: the latest goal, and that somebody changed the kernel.
 	goals chan goal
 	kicks chan struct{}
@@ -79,8 +79,8 @@ type runner struct {
 	led  bool
 }
 
-func newRunner(p Part, pc pace, done func(outcome)) *runner {
-	return &runner{part: p, pace: pc, goals: make(chan goal, 1), kicks: make(chan struct{}, 1), done: done}
+func newRunner(p Part, pc pace, auditEvery time.Duration, done func(outcome)) *runner {
+	return &runner{part: p, pace: pc, auditEvery: auditEvery, goals: make(chan goal, 1), kicks: make(chan struct{}, 1), done: done}
 }
 
 // set replaces the goal. Only one goroutine may call it.
@@ -103,7 +103,7 @@ func (r *runner) kick() {
 // run works until the context ends. What is in the kernel stays there.
 func (r *runner) run(ctx context.Context) {
 	var g goal
-	audit := time.NewTimer(auditEvery)
+	audit := time.NewTimer(r.auditEvery)
 	defer audit.Stop()
 	for {
 		var retry <-chan time.Time
@@ -122,7 +122,7 @@ func (r *runner) run(ctx context.Context) {
 		case <-retry:
 		}
 		if audited {
-			audit.Reset(auditEvery)
+			audit.Reset(r.auditEvery)
 		}
 		if g.plan == nil {
 			continue
@@ -135,7 +135,7 @@ func (r *runner) run(ctx context.Context) {
 		default:
 		}
 		if took := r.sync(ctx, g, reread); audited {
-			audit.Reset(max(auditEvery, auditShare*took))
+			audit.Reset(max(r.auditEvery, auditShare*took))
 		}
 	}
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -19,7 +20,7 @@ const (
 	healthChecksPrefix = "health-checks-"
 )
 
-// How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
+// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
 // long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
@@ -60,8 +61,9 @@ func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family)
 
 // rulesPart keeps the service rules of one family.
 type rulesPart struct {
-	index int // in cluster.Families
-	rules *netfilter.Rules
+	index    int // in cluster.Families
+	nodeName string
+	rules    *netfilter.Rules
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -84,7 +86,28 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
+	if err == nil && s.Table.NodePorts.Localhost {
+		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
+	}
 	return report, err
+}
+
+// openLocalhost lets node ports at 127.0.0.1 work, now that the rules are there which keep neighbours away from it.
+func (p *rulesPart) openLocalhost(s *cluster.Snapshot) []cluster.Note {
+	err := netfilter.EnableRouteLocalnet()
+	if err == nil {
+		return nil
+	}
+	return []cluster.Note{{Object: selfRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
+		Detail: fmt.Sprintf("node ports do not work at 127.0.0.1: %v; right would be net.ipv4.conf.all.route_localnet=1 set by who prepares the node, or localhostNodePorts: false in the agent's configuration", err)}}
+}
+
+// selfRef names this machine's Node.
+func selfRef(s *cluster.Snapshot, name string) cluster.Ref {
+	if n := s.Node(name); n != nil {
+		return n.Ref()
+	}
+	return cluster.Ref{Kind: "Node", Name: name}
 }
 
 // healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is

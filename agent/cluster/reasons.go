@@ -24,6 +24,8 @@ const (
 	ReasonAddressRefused = "AddressRefused"
 	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
 	ReasonQuarantined = "Quarantined"
+	// ReasonSysctlRefused: a sysctl that the agent needs has another value, and can't be set.
+	ReasonSysctlRefused = "SysctlRefused"
 	// ReasonHealthCheckFailed: a health check node port of the Service can't be listened at; kube-proxy's word.
 	ReasonHealthCheckFailed = "FailedToStartServiceHealthcheck"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
