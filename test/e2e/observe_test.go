@@ -76,7 +76,7 @@ func (w *world) monitor(t *testing.T, node string) []*monitor {
 	t.Helper()
 	start := func(name string, reported func(string, string) bool, argv ...string) *monitor {
 		name += " of " + node
-		return &monitor{name: name, reported: reported, process: w.logs.start(t, "monitor of "+name, w.lab.Node(node).Namespace, nil, argv[0], argv[1:]...)}
+		return &monitor{name: name, reported: reported, process: w.logs.mustStart(t, "monitor of "+name, w.lab.Node(node).Namespace, nil, argv[0], argv[1:]...)}
 	}
 	monitors := []*monitor{start("routes", func(output, marker string) bool {
 		return strings.HasSuffix(strings.TrimSpace(output), "Deleted blackhole "+marker+" table 77")
@@ -226,5 +226,5 @@ users:
 - name: default
   user:
     tokenFile: %[2]s/token
-`, w.cp.endpoint(), tokenPath)
+`, w.cp.Endpoint(), tokenPath)
 }
