@@ -24,6 +24,8 @@ type metrics struct {
 	proxyFailures *prometheus.CounterVec   // by ip_family
 	writes        *prometheus.CounterVec   // by part
 	drift         *prometheus.CounterVec   // by part
+	flowsDuration *prometheus.HistogramVec // by ip_family
+	flowsDeleted  *prometheus.CounterVec   // by ip_family
 	planDuration  prometheus.Histogram
 	healthzTotal  *prometheus.CounterVec // by code
 	livezTotal    *prometheus.CounterVec // by code
@@ -46,6 +48,8 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Failed syncs of the service rules.", "ip_family"),
 		writes:        counter("fairway_sync_writes_total", "Syncs that wrote to the kernel.", "part"),
 		drift:         counter("fairway_drift_repaired_total", "Routes and chains repaired after somebody else had changed them.", "part"),
+		flowsDuration: histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of one look through conntrack's UDP entries.", "ip_family"),
+		flowsDeleted:  counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "UDP entries deleted from conntrack because their endpoint or service is gone.", "ip_family"),
 		planDuration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fairway_plan_duration_seconds",
 			Help: "Time to decide and render everything after a change.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)}),
 		healthzTotal: counter("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
@@ -64,7 +68,7 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 			return time.Since(since).Seconds()
 		}))
 	}
-	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.planDuration,
+	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.flowsDuration, m.flowsDeleted, m.planDuration,
 		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -82,6 +86,10 @@ func (m *metrics) done(o outcome) {
 	family, isRules := strings.CutPrefix(o.part, rulesPrefix)
 	if isRules {
 		m.proxyDuration.WithLabelValues(family).Observe(took)
+		m.flowsDeleted.WithLabelValues(family).Add(float64(o.report.Flows.Deleted))
+		if d := o.report.Flows.Duration; d > 0 {
+			m.flowsDuration.WithLabelValues(family).Observe(d.Seconds())
+		}
 	}
 	if o.report.Wrote {
 		m.writes.WithLabelValues(o.part).Inc()

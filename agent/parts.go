@@ -55,10 +55,12 @@ func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family)
 	return families
 }
 
-// rulesPart keeps the service rules of one family.
+// rulesPart keeps the service rules of one family, and ends the UDP flows that they would not make any more.
 type rulesPart struct {
-	index int // in cluster.Families
-	rules *netfilter.Rules
+	index    int // in cluster.Families
+	nodeName string
+	rules    *netfilter.Rules
+	flows    flowKeeper
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -80,6 +82,10 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 			report.Drift += r.Chains
 		}
 		p.quarantined = len(r.Quarantined)
+	}
+	if err == nil {
+		repaired := report.Wrote && (reread || s.Table == p.flows.table)
+		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
 	}
 	return report, err
 }

@@ -66,7 +66,7 @@ func run(ctx context.Context, o Options) error {
 			facts.Absent[i] = true
 			continue
 		}
-		part := &rulesPart{index: i, rules: netfilter.NewRules(backend)}
+		part := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend), flows: flowKeeper{clean: netfilter.CleanFlows}}
 		parts = append(parts, part)
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {

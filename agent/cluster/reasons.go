@@ -24,6 +24,10 @@ const (
 	ReasonAddressRefused = "AddressRefused"
 	// ReasonQuarantined: the kernel refused the Service's rules; all others are applied.
 	ReasonQuarantined = "Quarantined"
+	// ReasonFlowsNotEnded: UDP flows whose endpoint or Service is gone could not be removed from conntrack; it is tried again.
+	ReasonFlowsNotEnded = "FlowsNotEnded"
+	// ReasonSysctlRefused: a sysctl that the configuration asks for could not be set, and has another value.
+	ReasonSysctlRefused = "SysctlRefused"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 )
