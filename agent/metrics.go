@@ -11,6 +11,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // metrics are the agent's own counters. What the status knows is not counted twice: a collector reads it at the moment
@@ -199,4 +200,36 @@ func boolean(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// packetCounters shows what the kernel has counted at a scrape; read is netfilter.ReadCounters.
+type packetCounters struct {
+	read func() (map[string]uint64, error)
+}
+
+var descPackets = map[string]*prometheus.Desc{
+	netfilter.CounterInvalidDropped: prometheus.NewDesc("kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+		"Forwarded packets that were dropped because conntrack calls them INVALID.", nil, nil),
+	netfilter.CounterLocalhostAccepted: prometheus.NewDesc("kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+		"First packets of connections to node ports on 127.0.0.0/8.", nil, nil),
+}
+
+// Describe implements prometheus.Collector.
+func (packetCounters) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range descPackets {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c packetCounters) Collect(ch chan<- prometheus.Metric) {
+	packets, err := c.read()
+	if err != nil {
+		return // an error here would cost the whole scrape
+	}
+	for name, d := range descPackets {
+		if n, known := packets[name]; known {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
+		}
+	}
 }

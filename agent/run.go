@@ -79,6 +79,9 @@ func run(ctx context.Context, o Options) error {
 	}
 	s := newStatus(parts)
 	m := newMetrics(s, o.Version, w.lost)
+	if facts.Counters {
+		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
+	}
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	healthServer, err := listen(ctx, "health", o.Config.HealthzBindAddress, healthHandler(s, m, time.Now))
 	if err != nil {
@@ -126,11 +129,17 @@ func announceBackend(b *netfilter.Backend) {
 
 // learn finds out what a Plan has to know of this machine.
 func learn(b *netfilter.Backend) (Facts, error) {
+	// First, as one of the settings is whether conntrack is liberal.
+	refused := netfilter.ApplyConntrack(netfilter.DefaultConntrackSettings)
 	liberal, err := netfilter.TCPLiberal()
 	if err != nil {
 		return Facts{}, err
 	}
-	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal}, nil
+	counters := netfilter.EnsureCounters()
+	if counters != nil {
+		klog.InfoS("Dropped and accepted packets are not counted", "reason", counters)
+	}
+	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal, Counters: counters == nil, Refused: refused}, nil
 }
 
 // A world is where the cluster is read from, and where what the agent has to say about objects goes.

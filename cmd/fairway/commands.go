@@ -59,10 +59,14 @@ removes them.`,
 	c.Flags().StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` to reach the Kubernetes API with; in-cluster when neither this nor --cluster-dir is given")
 	c.Flags().StringVar(&o.ClusterDir, "cluster-dir", "", "`folder` of Node, Service and EndpointSlice manifests to use instead of the Kubernetes API")
 	c.MarkFlagsMutuallyExclusive("kubeconfig", "cluster-dir")
+	initOnly := c.Flags().Bool("init-only", false, "set the sysctls that an agent needs, which takes a writable /proc/sys, and exit; needs no API")
 	c.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		o.Version = versionString()
 		if o.Config, err = configured(); err != nil {
 			return err
+		}
+		if *initOnly {
+			return agent.Init(cmd.Context(), o.Config)
 		}
 		return agent.Run(cmd.Context(), o)
 	}
