@@ -18,7 +18,7 @@ type clientWatch struct {
 		Full(names []string) (full []string, limit int, err error)
 	}
 	// every is how often the lists are looked at.
-	every time.Duration
+	every  time.Duration
 	looked time.Time
 	notes  []cluster.Note
 }

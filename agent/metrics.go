@@ -11,6 +11,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // metrics are the agent's own counters. What the status knows is not counted twice: a collector reads it at the moment
@@ -24,6 +25,8 @@ type metrics struct {
 	proxyFailures *prometheus.CounterVec   // by ip_family
 	writes        *prometheus.CounterVec   // by part
 	drift         *prometheus.CounterVec   // by part
+	flowsDuration *prometheus.HistogramVec // by ip_family
+	flowsDeleted  *prometheus.CounterVec   // by ip_family
 	planDuration  prometheus.Histogram
 	healthzTotal  *prometheus.CounterVec // by code
 	livezTotal    *prometheus.CounterVec // by code
@@ -46,6 +49,8 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Failed syncs of the service rules.", "ip_family"),
 		writes:        counter("fairway_sync_writes_total", "Syncs that wrote to the kernel.", "part"),
 		drift:         counter("fairway_drift_repaired_total", "Routes and chains repaired after somebody else had changed them.", "part"),
+		flowsDuration: histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of one look through conntrack's UDP entries.", "ip_family"),
+		flowsDeleted:  counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "UDP entries deleted from conntrack because their endpoint or service is gone.", "ip_family"),
 		planDuration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fairway_plan_duration_seconds",
 			Help: "Time to decide and render everything after a change.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)}),
 		healthzTotal: counter("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
@@ -64,7 +69,7 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 			return time.Since(since).Seconds()
 		}))
 	}
-	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.planDuration,
+	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.flowsDuration, m.flowsDeleted, m.planDuration,
 		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -82,6 +87,10 @@ func (m *metrics) done(o outcome) {
 	family, isRules := strings.CutPrefix(o.part, rulesPrefix)
 	if isRules {
 		m.proxyDuration.WithLabelValues(family).Observe(took)
+		m.flowsDeleted.WithLabelValues(family).Add(float64(o.report.Flows.Deleted))
+		if d := o.report.Flows.Duration; d > 0 {
+			m.flowsDuration.WithLabelValues(family).Observe(d.Seconds())
+		}
 	}
 	if o.report.Wrote {
 		m.writes.WithLabelValues(o.part).Inc()
@@ -191,4 +200,36 @@ func boolean(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// packetCounters shows what the kernel has counted at a scrape; read is netfilter.ReadCounters.
+type packetCounters struct {
+	read func() (map[string]uint64, error)
+}
+
+var descPackets = map[string]*prometheus.Desc{
+	netfilter.CounterInvalidDropped: prometheus.NewDesc("kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+		"Forwarded packets that were dropped because conntrack calls them INVALID.", nil, nil),
+	netfilter.CounterLocalhostAccepted: prometheus.NewDesc("kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+		"First packets of connections to node ports on 127.0.0.0/8.", nil, nil),
+}
+
+// Describe implements prometheus.Collector.
+func (packetCounters) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range descPackets {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c packetCounters) Collect(ch chan<- prometheus.Metric) {
+	packets, err := c.read()
+	if err != nil {
+		return // an error here would cost the whole scrape
+	}
+	for name, d := range descPackets {
+		if n, known := packets[name]; known {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // A Part keeps one corner of the kernel as planned.
@@ -39,6 +40,8 @@ type Report struct {
 	Notes []cluster.Note
 	// Retry is when to try again what the kernel stood against; 0 for never.
 	Retry time.Duration
+	// Flows is what was done about UDP flows; with no Duration when there was no need to look.
+	Flows netfilter.FlowsReport
 }
 
 // auditShare bounds how often a Part reads everything back although nothing seems to have changed: every syncPeriod, or so

@@ -59,12 +59,13 @@ func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family)
 	return families
 }
 
-// rulesPart keeps the service rules of one family.
+// rulesPart keeps the service rules of one family, and ends the UDP flows that they would not make any more.
 type rulesPart struct {
 	index    int // in cluster.Families
 	nodeName string
 	rules    *netfilter.Rules
 	clients  clientWatch
+	flows    flowKeeper
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -88,6 +89,10 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		p.quarantined = len(r.Quarantined)
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
+	if err == nil {
+		repaired := report.Wrote && (reread || s.Table == p.flows.table)
+		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
+	}
 	if err == nil && s.Table.NodePorts.Localhost {
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
@@ -100,16 +105,8 @@ func (p *rulesPart) openLocalhost(s *cluster.Snapshot) []cluster.Note {
 	if err == nil {
 		return nil
 	}
-	return []cluster.Note{{Object: selfRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
+	return []cluster.Note{{Object: nodeRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
 		Detail: fmt.Sprintf("node ports do not work at 127.0.0.1: %v; right would be net.ipv4.conf.all.route_localnet=1 set by who prepares the node, or localhostNodePorts: false in the agent's configuration", err)}}
-}
-
-// selfRef names this machine's Node.
-func selfRef(s *cluster.Snapshot, name string) cluster.Ref {
-	if n := s.Node(name); n != nil {
-		return n.Ref()
-	}
-	return cluster.Ref{Kind: "Node", Name: name}
 }
 
 // healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is

@@ -22,6 +22,10 @@ type Facts struct {
 	Large [2]bool
 	// Absent tells, in the same order, which families have no iptables here: no Service is served in them.
 	Absent [2]bool
+	// Counters: the kernel's packet counters exist, which rules may name; see netfilter.EnsureCounters.
+	Counters bool
+	// Refused are the sysctls that could not be set when the agent started.
+	Refused []error
 }
 
 // Offline are the Facts of a machine as it should be, for plans that are only looked at.
@@ -68,6 +72,7 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
 			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
 	}
+	p.Notes = append(p.Notes, sysctlNotes(nodeRef(s, c.NodeName), facts.Refused)...)
 	for i, f := range cluster.Families {
 		var memo Services
 		if prev != nil {

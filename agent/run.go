@@ -66,7 +66,7 @@ func run(ctx context.Context, o Options) error {
 	var s *status
 	healthy := func() bool { return s.view().healthy(time.Now()) }
 	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
-	facts, err := learn(backend)
+	facts, err := learn(backend, o.Config)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,9 @@ func run(ctx context.Context, o Options) error {
 		}
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
-		parts = append(parts, &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend), clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}}, &healthChecksPart{i, servers})
+		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
@@ -89,6 +91,9 @@ func run(ctx context.Context, o Options) error {
 	}
 	s = newStatus(parts, o.Config.SyncPeriod)
 	m := newMetrics(s, o.Version, w.lost)
+	if facts.Counters {
+		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
+	}
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
@@ -161,12 +166,18 @@ func announceBackend(b *netfilter.Backend) {
 }
 
 // learn finds out what a Plan has to know of this machine.
-func learn(b *netfilter.Backend) (Facts, error) {
+func learn(b *netfilter.Backend, c Config) (Facts, error) {
+	// First, as one of the settings is whether conntrack is liberal.
+	refused := netfilter.ApplyConntrack(c.Conntrack)
 	liberal, err := netfilter.TCPLiberal()
 	if err != nil {
 		return Facts{}, err
 	}
-	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal}, nil
+	counters := netfilter.EnsureCounters()
+	if counters != nil {
+		klog.InfoS("Dropped and accepted packets are not counted", "reason", counters)
+	}
+	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal, Counters: counters == nil, Refused: refused}, nil
 }
 
 // A world is where the cluster is read from, and where what the agent has to say about objects goes.

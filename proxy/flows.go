@@ -170,13 +170,14 @@ func ownAddresses(host *cluster.Host, f cluster.Family) (own []netip.Addr) {
 	return slices.Compact(own)
 }
 
-// udpDifference returns the UDP ports of Services of which not all ports are the same in both Tables.
+// udpDifference returns the UDP ports of two Tables without those that are the same in both.
 func udpDifference(prev, next *Table) (old, now []*Port) {
-	if prev == next {
-		return nil, nil
-	}
 	was, is := prev.Ports, next.Ports
 	for len(was) > 0 || len(is) > 0 {
+		if len(was) > 0 && len(is) > 0 && was[0] == is[0] {
+			was, is = was[1:], is[1:]
+			continue
+		}
 		a, b := portsOfFirst(was), portsOfFirst(is)
 		switch {
 		case len(b) == 0 || len(a) > 0 && before(a[0].Service, b[0].Service):
@@ -185,14 +186,12 @@ func udpDifference(prev, next *Table) (old, now []*Port) {
 			a = nil
 		}
 		was, is = was[len(a):], is[len(b):]
-		if !slices.Equal(a, b) {
-			old, now = appendUDP(old, a), appendUDP(now, b)
-		}
+		old, now = appendUDP(old, a), appendUDP(now, b)
 	}
 	return old, now
 }
 
-// portsOfFirst returns the ports that belong to the Service of the first one.
+// portsOfFirst returns the ports that belong to the Service of the first one, up to the next Service.
 func portsOfFirst(ports []*Port) []*Port {
 	for i, p := range ports {
 		if p.Service.Namespace != ports[0].Service.Namespace || p.Service.Name != ports[0].Service.Name {

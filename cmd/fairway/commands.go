@@ -58,10 +58,14 @@ removes them.`,
 	connectionFlags(settings)
 	c.Flags().StringVar(&o.ClusterDir, "cluster-dir", "", "`folder` of Node, Service and EndpointSlice manifests to use instead of the Kubernetes API")
 	c.MarkFlagsMutuallyExclusive("kubeconfig", "cluster-dir")
+	initOnly := c.Flags().Bool("init-only", false, "set the sysctls that an agent needs, which takes a writable /proc/sys, and exit; needs no API")
 	c.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		o.Version = versionString()
 		if o.Config, o.Remarks, err = settings.configure(); err != nil {
 			return err
+		}
+		if *initOnly {
+			return agent.Init(cmd.Context(), o.Config)
 		}
 		return agent.Run(cmd.Context(), o)
 	}
