@@ -150,6 +150,36 @@ func TestCase63HealthCheckBehindFirewall(t *testing.T) {
 	})
 }
 
+// With nodePortAddresses, health check node ports are at these addresses alone, and follow what addresses the node gets and loses;
+// kube-proxy stays with those of its start.
+func TestCase63HealthCheckBetterAtNodePortAddresses(t *testing.T) {
+	onBackends(t, func(t *testing.T, s *stage) {
+		s.put(checked(both(10), healthPort), lab.Ready(s.p1))
+		s.start(t, lab.AgentOptions{Flags: []string{"--nodeport-addresses=192.168.0.2/32,192.168.0.64/26,fd00:192:168::2/128,fd00:192:168::40/122"}})
+		late := map[cluster.Family]netip.Addr{cluster.IPv4: netip.MustParseAddr("192.168.0.66"), cluster.IPv6: netip.MustParseAddr("fd00:192:168::66")}
+		onFamilies(t, func(t *testing.T, f cluster.Family) {
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 1))
+			ends(t, s.c.Namespace, tcp(s.second(f), healthPort), lab.Refused)
+			ends(t, s.p2.Namespace, tcp(s.gateway(f), healthPort), lab.Refused)
+
+			length := map[cluster.Family]string{cluster.IPv4: "/24", cluster.IPv6: "/64"}[f]
+			_, err := s.n1.Run("ip", "addr", "add", late[f].String()+length, "dev", "eth0", "valid_lft", "forever", "preferred_lft", "0") // not a source
+			ok(t, err)
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(late[f], healthPort), healthy("web", 1))
+			_, err = s.n1.Run("ip", "addr", "del", late[f].String()+length, "dev", "eth0")
+			ok(t, err)
+			ok(t, lab.Eventually(soon, func() error {
+				listening, err := s.n1.Run("ss", "-Hltn", fmt.Sprintf("sport = :%d", healthPort))
+				if err == nil && strings.Contains(listening, late[f].String()) {
+					err = fmt.Errorf("it still listens at an address that is gone: %s", listening)
+				}
+				return err
+			}))
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 1))
+		})
+	})
+}
+
 // While the only endpoint on the node is terminating, what is sent there still reaches it, and load balancers are told to send
 // nothing more.
 func TestCase48HealthCheckOfTerminating(t *testing.T) {
@@ -261,9 +291,8 @@ fi
 exec '%[2]s' "$@"
 `
 
-// While the rules can't be written the agent is not ready, is alive for the first minute, and tells no load balancer of endpoints to
-// which there are no rules yet. (That it is neither healthy nor alive after the minute, a test with a clock of its own shows:
-// TestHealthForm of package agent.)
+// While the rules can't be written the agent is not ready, and tells no load balancer of endpoints to which there are no rules yet. After
+// two periods of syncing it is neither healthy nor alive, and load balancers are told so at every Service. All of it passes.
 func TestCase64FailingSyncs(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		bin := filepath.Join(s.Dir, "bin")
@@ -276,39 +305,41 @@ func TestCase64FailingSyncs(t *testing.T) {
 			ok(t, os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, failing, armed, original), 0o755))
 		}
 		svc := checked(both(10), healthPort)
-		s.put(svc, lab.Ready(s.p3))
-		s.startOn(t, lab.AgentOptions{Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
+		s.put(svc, lab.Ready(s.p1))
+		s.startOn(t, lab.AgentOptions{Flags: []string{"--iptables-sync-period=2s"}, Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
-			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 0))
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 1))
 		})
 		ok(t, os.WriteFile(armed, nil, 0o644))
-		s.cluster.SetEndpoints(svc, lab.Ready(s.p1))
+		s.cluster.SetEndpoints(svc, lab.Ready(s.p1), lab.Ready(s.p2))
 		s.write(t)
 		ok(t, lab.Eventually(soon, func() error {
-			failures, err := s.metrics("fairway_sync_errors_total")
-			for _, f := range cluster.Families {
-				if err == nil && failures[part(f)] < 2 {
-					err = fmt.Errorf("failures: %v", failures)
-				}
-			}
+			_, err := s.healthServer("/readyz", http.StatusServiceUnavailable)
 			return err
 		}))
-		for path, status := range map[string]int{"/readyz": http.StatusServiceUnavailable, "/livez": http.StatusOK, "/healthz": http.StatusOK} {
-			_, err := s.healthServer(path, status)
-			ok(t, err)
-		}
+		failed := healthy("web", 1)
+		failed.code, failed.body = http.StatusServiceUnavailable, strings.Replace(failed.body, "true", "false", 1)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
-			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 0))
-			unanswered(t, s.c.Namespace, tcp(s.n1.Addr(f), port))
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), failed)
+			sees(t, s.c.Namespace, tcp(s.n1.Addr(f), port), saw(s.c.Addr(f), "p1"))
 		})
+		for _, path := range []string{"/livez", "/healthz"} {
+			h, err := s.healthServer(path, http.StatusServiceUnavailable)
+			ok(t, err)
+			if h.Healthy || h.NodeEligible != nil && !*h.NodeEligible {
+				t.Errorf("%s says %+v", path, h)
+			}
+		}
 		if !strings.Contains(s.agent.Output(), "out of order") {
 			t.Errorf("the agent does not say why it fails:\n%s", s.agent.Output())
 		}
 		ok(t, os.Remove(armed))
+		ok(t, s.agent.WaitReady(2*soon))
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
-			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 1))
-			sees(t, s.c.Namespace, tcp(s.n1.Addr(f), port), saw(s.c.Addr(f), "p1"))
+			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 2))
+			sees(t, s.c.Namespace, tcp(s.n1.Addr(f), port), saw(s.c.Addr(f), "p1", "p2"))
 		})
-		ok(t, s.agent.WaitReady(soon))
+		_, err := s.healthServer("/livez", http.StatusOK)
+		ok(t, err)
 	})
 }
