@@ -49,7 +49,7 @@ func TestMetrics(t *testing.T) {
 		v := l.status.view()
 		return v.parts[good.name].programmed == 1 && v.parts[bad.name].err != nil
 	})
-	handler := metricsHandler(l.metrics, false)
+	handler := metricsHandler(l.metrics, l.config, time.Now)
 	get := func(path string) string {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -60,6 +60,9 @@ func TestMetrics(t *testing.T) {
 	}
 	if mode, health := get("/proxyMode"), get("/healthz"); mode != "iptables" || health != "ok" {
 		t.Errorf("/proxyMode is %q, /healthz %q", mode, health)
+	}
+	if ping := get("/healthz/ping"); ping != "ok" {
+		t.Errorf("/healthz/ping is %q", ping)
 	}
 	healthHandler(l.status, l.metrics, time.Now).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/livez", nil))
 	text := get("/metrics")
