@@ -42,7 +42,21 @@ func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Repor
 		}
 		l.runners = append(l.runners, newRunner(p, pc, c.SyncPeriod, l.done))
 	}
+	for _, r := range l.runners {
+		if f, ok := r.part.(follower); ok {
+			l.lead(r, f.follows())
+		}
+	}
 	return l
+}
+
+// lead has a runner get its goals from the one of a name; it gets them from the loop as long as there is none.
+func (l *loop) lead(r *runner, name string) {
+	for _, leader := range l.runners {
+		if leader.part.Name() == name {
+			leader.next, r.led = append(leader.next, r), true
+		}
+	}
 }
 
 // publish takes a new Snapshot of the cluster.
@@ -97,7 +111,9 @@ func (l *loop) run(ctx context.Context) {
 		}
 		g = l.next(g, s)
 		for _, r := range l.runners {
-			r.set(g)
+			if !r.led {
+				r.set(g)
+			}
 		}
 	}
 }

@@ -19,6 +19,13 @@ type Part interface {
 	Sync(ctx context.Context, p *Plan, reread bool) (Report, error)
 }
 
+// A follower is a Part that gets a Plan only when another Part has it in the kernel.
+type follower interface {
+	Part
+	// follows names the other Part.
+	follows() string
+}
+
 // A Report tells what a Sync did.
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
@@ -71,6 +78,9 @@ type runner struct {
 	programmed uint64
 	// done is told every outcome; it must not block for long.
 	done func(outcome)
+	// next get their goals from this runner, when it has them in the kernel; led tells that this runner is such a one.
+	next []*runner
+	led  bool
 }
 
 func newRunner(p Part, pc pace, auditEvery time.Duration, done func(outcome)) *runner {
@@ -139,7 +149,8 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
-	if g.revision != r.programmed {
+	fresh := g.revision != r.programmed
+	if fresh {
 		o.report.Drift = 0 // what was written is what is new
 	}
 	if o.err == nil {
@@ -160,6 +171,11 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
 	}
 	r.done(o)
+	if fresh && o.err == nil {
+		for _, n := range r.next {
+			n.set(g)
+		}
+	}
 	return o.end.Sub(o.start)
 }
 

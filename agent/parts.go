@@ -7,14 +7,17 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
-// The names of the Parts. There is one of rules for each family: what stops one of them does not stop the other.
+// The names of the Parts. There is one of rules and one of health checks for each family: what stops one of them does not
+// stop the other.
 const (
-	routesName  = "routes"
-	rulesPrefix = "rules-"
+	routesName         = "routes"
+	rulesPrefix        = "rules-"
+	healthChecksPrefix = "health-checks-"
 )
 
 // How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
@@ -61,6 +64,7 @@ type rulesPart struct {
 	index    int // in cluster.Families
 	nodeName string
 	rules    *netfilter.Rules
+	clients  clientWatch
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -85,6 +89,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
+	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
 	if err == nil && s.Table.NodePorts.Localhost {
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
@@ -107,4 +112,24 @@ func selfRef(s *cluster.Snapshot, name string) cluster.Ref {
 		return n.Ref()
 	}
 	return cluster.Ref{Kind: "Node", Name: name}
+}
+
+// healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is
+// told of endpoints here finds them in the kernel. A port that can't be had is a Note, and no failure: neither would a
+// restart mend it, nor should it take the node out of all load balancers.
+type healthChecksPart struct {
+	index   int // in cluster.Families
+	servers *healthd.Servers
+}
+
+func (p *healthChecksPart) Name() string {
+	return healthChecksPrefix + cluster.Families[p.index].String()
+}
+
+func (p *healthChecksPart) follows() string { return rulesPrefix + cluster.Families[p.index].String() }
+
+func (p *healthChecksPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	t := plan.Services[p.index].Table
+	r := p.servers.Sync(t.HealthChecks, t.NodePorts)
+	return Report{Notes: r.Notes, Retry: r.Retry}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source"
 	"github.com/fairway-net/fairway/agent/source/file"
 	"github.com/fairway-net/fairway/agent/source/kube"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
@@ -52,17 +53,19 @@ func run(ctx context.Context, o Options) error {
 	for _, r := range o.Remarks {
 		klog.InfoS("Of kube-proxy's configuration", "field", r.Field, "detail", r.Detail)
 	}
-	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
 	if err != nil {
 		return err
 	}
 	announceBackend(backend)
+	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	var s *status
+	healthy := func() bool { return s.view().healthy(time.Now()) }
 	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
 	facts, err := learn(backend)
 	if err != nil {
@@ -73,8 +76,9 @@ func run(ctx context.Context, o Options) error {
 			facts.Absent[i] = true
 			continue
 		}
-		part := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend)}
-		parts = append(parts, part)
+		servers := healthd.New(f, healthy)
+		defer servers.Close()
+		parts = append(parts, &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend), clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}}, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
@@ -84,7 +88,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := newStatus(parts, o.Config.SyncPeriod)
+	s = newStatus(parts, o.Config.SyncPeriod)
 	m := newMetrics(s, o.Version, w.lost)
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
@@ -116,6 +120,7 @@ func (o Options) servers(ctx context.Context, w world, self cluster.Ref, s *stat
 		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(s, m, time.Now)},
 		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config, time.Now)},
 	} {
+		server.patience, server.again = listenPatience, serveAgain
 		switch {
 		case server.addr == "":
 		case !o.Config.BindAddressHardFail:

@@ -21,21 +21,23 @@ type server struct {
 	// reason is that of the Event that says that the address can't be bound; kube-proxy's.
 	reason  string
 	handler http.Handler
+	// patience is for how long an address that is in use is waited for, and again the pause before run tries anew.
+	patience, again time.Duration
 	// listener is set by open.
 	listener net.Listener
 }
 
-// How long, and how often, open tries an address that is in use; and how often run opens one again.
+// The patience and the pause of an agent's servers, and how often open tries within its patience.
 const (
 	listenPatience = 5 * time.Second
-	listenAgain    = 100 * time.Millisecond
 	serveAgain     = 5 * time.Second
+	listenAgain    = 100 * time.Millisecond
 )
 
 // open opens the address. An agent that was killed may leave it in use for a moment, by a child that has not got as far
 // as exec; and a restart should not have to begin again for that.
 func (s *server) open(ctx context.Context) error {
-	for end := time.Now().Add(listenPatience); ; {
+	for end := time.Now().Add(s.patience); ; {
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.addr)
 		switch {
 		case err == nil:
@@ -79,7 +81,7 @@ func (s *server) run(ctx context.Context, failed func(*server, error)) error {
 			failed(s, err)
 		}
 		told = true
-		sleep(ctx, serveAgain)
+		sleep(ctx, s.again)
 	}
 	return nil
 }
@@ -137,22 +139,28 @@ type health struct {
 func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
-		ok := v.healthy(p, now)
+		ok := v.keepsUp(p, now)
 		family, isRules := strings.CutPrefix(name, rulesPrefix)
 		// kube-proxy's /livez is about rules. Routes that fail with an error, such as a read-only /proc/sys, are alive: a
 		// restart would meet the same, over and over.
 		excused := !eligibility && !isRules && p.err != nil
 		h.Healthy = h.Healthy && (ok || excused)
-		if p.updated.After(h.LastUpdated) {
-			h.LastUpdated = p.updated
+		if !isRules {
+			continue
 		}
-		if isRules {
-			h.Status[family] = familyHealth{p.updated, ok}
+		// Before the first success it is when the agent started, as in kube-proxy.
+		updated := p.updated
+		if updated.IsZero() {
+			updated = v.started
 		}
+		if updated.After(h.LastUpdated) {
+			h.LastUpdated = updated
+		}
+		h.Status[family] = familyHealth{updated, ok}
 	}
 	eligible := true
 	if eligibility {
-		eligible = v.node != nil && !v.node.ToBeDeleted
+		eligible = v.node != nil && !v.node.ToBeDeleted // before the first look at the cluster it is not known, and not eligible
 		h.NodeEligible = &eligible
 	}
 	if h.Healthy && eligible {

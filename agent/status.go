@@ -20,6 +20,7 @@ type status struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]*partStatus
+	started  time.Time
 }
 
 // A partStatus is where a Part stands.
@@ -37,7 +38,7 @@ type partStatus struct {
 
 // newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
 func newStatus(parts []Part, syncPeriod time.Duration) *status {
-	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}}
+	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
 	}
@@ -101,21 +102,32 @@ type view struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]partStatus
+	started  time.Time
 }
 
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{staleAfter: s.staleAfter, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}}
+	v := view{staleAfter: s.staleAfter, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
 	for name, p := range s.parts {
 		v.parts[name] = *p
 	}
 	return v
 }
 
-// healthy tells whether a Part keeps up.
-func (v view) healthy(p partStatus, now time.Time) bool {
+// keepsUp tells whether a Part does.
+func (v view) keepsUp(p partStatus, now time.Time) bool {
 	return p.pending.IsZero() || now.Sub(p.pending) < v.staleAfter
+}
+
+// healthy tells whether all Parts keep up.
+func (v view) healthy(now time.Time) bool {
+	for _, p := range v.parts {
+		if !v.keepsUp(p, now) {
+			return false
+		}
+	}
+	return true
 }
 
 // ready tells whether the latest goal is in the kernel, everywhere.

@@ -26,7 +26,12 @@ func (c Config) nodePorts(f cluster.Family, s *cluster.Snapshot) (NodePorts, []c
 		}
 		networks = []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
 	}
-	return c.NodePorts.among(networks, f, ownAddresses(s.Host, self)), nil
+	own := ownAddresses(s.Host, f)
+	if s.Host == nil && self != nil { // offline
+		own = slices.Concat(self.InternalIPs, self.ExternalIPs)
+		slices.SortFunc(own, netip.Addr.Compare)
+	}
+	return c.NodePorts.among(networks, f, own), nil
 }
 
 // among picks the addresses of a family that are in the networks.
@@ -53,23 +58,6 @@ func (c Config) withoutPrimary(self *cluster.Node) []cluster.Note {
 	}
 	return []cluster.Note{{Object: self.Ref(), Reason: cluster.ReasonNodeIncomplete,
 		Detail: "nodePortAddresses of the agent's configuration is primary, but the Node has no address in its status; until it has one, its node ports are served nowhere"}}
-}
-
-// ownAddresses returns all addresses of this machine, in order without duplicates: those of its links or, where these are
-// not known (offline), those of its Node.
-func ownAddresses(h *cluster.Host, self *cluster.Node) (list []netip.Addr) {
-	switch {
-	case h != nil:
-		for _, l := range h.Links {
-			for _, p := range l.Addrs {
-				list = append(list, p.Addr())
-			}
-		}
-	case self != nil:
-		list = slices.Concat(self.InternalIPs, self.ExternalIPs)
-	}
-	slices.SortFunc(list, netip.Addr.Compare)
-	return slices.Compact(list)
 }
 
 // nodeIP returns the node's address of a family: the configuration's, else the first of its Node's InternalIPs, else of its

@@ -76,8 +76,8 @@ func policy(localhost bool, networks ...string) *proxy.NodePortPolicy {
 	return p
 }
 
-// TestServiceRanges: what the configuration and the cluster say of ClusterIPs' networks counts together, by family.
-func TestServiceRanges(t *testing.T) {
+// TestRangesOfTable: what the configuration and the cluster say of ClusterIPs' networks counts together, by family.
+func TestRangesOfTable(t *testing.T) {
 	s := &cluster.Snapshot{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.32.0.0/24"), netip.MustParsePrefix("fd00:96::/112")}}
 	c := proxy.Config{NodeName: "here", Addresses: &proxy.AddressPolicy{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}}
 	for i, want := range []string{"[10.32.0.0/24 10.96.0.0/12]", "[fd00:96::/112]"} {

@@ -13,6 +13,7 @@ import (
 type planned struct {
 	service   *cluster.Service
 	ports     []*Port
+	health    HealthCheck // without port when there is none
 	notes     []cluster.Note
 	endpoints int
 }
@@ -49,8 +50,12 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
 		t.Endpoints += p.endpoints
+		if p.health.Port != 0 {
+			t.HealthChecks = append(t.HealthChecks, p.health)
+		}
 		notes = append(notes, p.notes...)
 	}
+	notes = append(notes, t.settleHealthChecks()...)
 	return t, append(notes, t.settle(prev)...)
 }
 
@@ -104,6 +109,7 @@ func planService(svc *cluster.Service, f cluster.Family, here locality, check gu
 	}
 	external, balancer, notes := check.outside(svc, f)
 	p.notes = notes
+	p.health = healthCheckOf(svc, f, here)
 	sources := allowedSources(svc, f)
 	allowSelf := within(here.ip, sources)
 	for i, sp := range svc.Ports {
@@ -197,6 +203,9 @@ func better(e, old *cluster.Endpoint) bool {
 
 // decide settles what happens to the port's traffic, by the Service's policies and the endpoints that there are.
 func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
+	if p.Protocol == cluster.UDP {
+		p.Serving = serving(all)
+	}
 	if !slices.ContainsFunc(all, func(k known) bool { return k.Ready || k.Serving && k.Terminating }) {
 		p.Internal, p.External = Reject, Reject
 		return

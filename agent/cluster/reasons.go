@@ -26,6 +26,10 @@ const (
 	ReasonQuarantined = "Quarantined"
 	// ReasonSysctlRefused: a sysctl that the agent needs has another value, and can't be set.
 	ReasonSysctlRefused = "SysctlRefused"
+	// ReasonHealthCheckFailed: a health check node port of the Service can't be listened at; kube-proxy's word.
+	ReasonHealthCheckFailed = "FailedToStartServiceHealthcheck"
+	// ReasonAffinityListFull: an endpoint of a Service with session affinity has as many clients as the kernel remembers.
+	ReasonAffinityListFull = "AffinityListFull"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 )

@@ -28,6 +28,7 @@ var seenFrom = map[string]bool{
 	cluster.ReasonNextHopUnreachable: true,
 	cluster.ReasonRouteConflict:      true,
 	cluster.ReasonQuarantined:        true,
+	cluster.ReasonHealthCheckFailed:  true,
 }
 
 func (r *Reporter) noteEvent(now time.Time, n cluster.Note) *eventsv1.Event {

@@ -95,7 +95,7 @@ func (k *kubelet) start(env ...string) *lab.Process {
 		k.tb.Fatal(err)
 	}
 	args := append([]string{"--mount", "--propagation", "private", "sh", "-ec", containerScript, "container", k.dir, entrypoint}, c.Args...)
-	return k.logs.start(k.tb, "agent of "+k.node.Name, k.node.Namespace, append(k.environment(c), env...), "unshare", args...)
+	return k.logs.mustStart(k.tb, "agent of "+k.node.Name, k.node.Namespace, append(k.environment(c), env...), "unshare", args...)
 }
 
 // initContainers runs the scripts of the init containers, which are privileged, one after another.
