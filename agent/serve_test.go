@@ -160,6 +160,7 @@ type eventWriter struct {
 }
 
 func (*eventWriter) Run(context.Context) error { return nil }
+func (*eventWriter) Dropped() uint64           { return 0 }
 
 func (w *eventWriter) Event(about cluster.Ref, eventType, reason, _ string) {
 	w.events = append(w.events, about.String()+" "+eventType+" "+reason)
