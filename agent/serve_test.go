@@ -199,7 +199,9 @@ func TestProfiling(t *testing.T) {
 		}
 	})
 	s := newStatus(nil, time.Minute)
-	handler := func(profiling bool) http.Handler { return metricsHandler(newMetrics(s, "test", nil), profiling) }
+	handler := func(profiling bool) http.Handler { 
+		return metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: profiling}, time.Now)
+	}
 	for _, c := range []struct {
 		profiling          bool
 		method, path, body string
