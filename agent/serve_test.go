@@ -199,7 +199,7 @@ func TestProfiling(t *testing.T) {
 		}
 	})
 	s := newStatus(nil, time.Minute)
-	handler := func(profiling bool) http.Handler { 
+	handler := func(profiling bool) http.Handler {
 		return metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: profiling}, time.Now)
 	}
 	for _, c := range []struct {
