@@ -81,6 +81,8 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
+		report.Full, report.Refused = r.Full, r.Refused
+		report.WroteFilter, report.WroteNAT = r.WroteFilter, r.WroteNAT
 		report.Notes = append(report.Notes, r.Quarantined...)
 		report.Retry = r.Retry
 		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
