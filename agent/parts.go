@@ -3,20 +3,24 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
-// The names of the Parts. There is one of rules for each family: what stops one of them does not stop the other.
+// The names of the Parts. There is one of rules and one of health checks for each family: what stops one of them does not
+// stop the other.
 const (
-	routesName  = "routes"
-	rulesPrefix = "rules-"
+	routesName         = "routes"
+	rulesPrefix        = "rules-"
+	healthChecksPrefix = "health-checks-"
 )
 
-// How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
+// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
 // long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
@@ -83,9 +87,50 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
+	if err == nil && s.Table.NodePorts.Localhost {
+		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
+	}
 	if err == nil {
 		repaired := report.Wrote && (reread || s.Table == p.flows.table)
-		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
+		p.flows.sync(s.Table, plan.Snapshot, selfRef(plan.Snapshot, p.nodeName), repaired, &report)
 	}
 	return report, err
+}
+
+// openLocalhost lets node ports at 127.0.0.1 work, now that the rules are there which keep neighbours away from it.
+func (p *rulesPart) openLocalhost(s *cluster.Snapshot) []cluster.Note {
+	err := netfilter.EnableRouteLocalnet()
+	if err == nil {
+		return nil
+	}
+	return []cluster.Note{{Object: selfRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
+		Detail: fmt.Sprintf("node ports do not work at 127.0.0.1: %v; right would be net.ipv4.conf.all.route_localnet=1 set by who prepares the node, or localhostNodePorts: false in the agent's configuration", err)}}
+}
+
+// selfRef names this machine's Node.
+func selfRef(s *cluster.Snapshot, name string) cluster.Ref {
+	if n := s.Node(name); n != nil {
+		return n.Ref()
+	}
+	return cluster.Ref{Kind: "Node", Name: name}
+}
+
+// healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is
+// told of endpoints here finds them in the kernel. A port that can't be had is a Note, and no failure: neither would a
+// restart mend it, nor should it take the node out of all load balancers.
+type healthChecksPart struct {
+	index   int // in cluster.Families
+	servers *healthd.Servers
+}
+
+func (p *healthChecksPart) Name() string {
+	return healthChecksPrefix + cluster.Families[p.index].String()
+}
+
+func (p *healthChecksPart) follows() string { return rulesPrefix + cluster.Families[p.index].String() }
+
+func (p *healthChecksPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	t := plan.Services[p.index].Table
+	r := p.servers.Sync(t.HealthChecks, t.NodePorts)
+	return Report{Notes: r.Notes, Retry: r.Retry}, nil
 }

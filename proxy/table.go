@@ -36,7 +36,7 @@ type Table struct {
 	here     locality
 	services []*planned
 	claims   [2][]claim // before conflicts were settled
-	nodes    []*cluster.Node
+	guard    guard
 }
 
 // Without returns the Table without the ports of the given Services: what is left when they are quarantined.
