@@ -132,6 +132,8 @@ func (cp *ControlPlane) ready() error {
 func (cp *ControlPlane) connect() (err error) {
 	config := &rest.Config{
 		Host: "https://" + cp.Endpoint(), BearerToken: AdminToken, Dial: Dialer(cp.Namespace), QPS: queries, Burst: queries,
+		// Tests write deprecated fields knowingly.
+		WarningHandler:  rest.NoWarnings{},
 		TLSClientConfig: rest.TLSClientConfig{CAFile: cp.CAFile()},
 		ContentConfig:   rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf, AcceptContentTypes: runtime.ContentTypeProtobuf},
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -63,11 +64,14 @@ func refusal(a action, err error) string {
 	var status *apierrors.StatusError
 	if errors.As(err, &status) && status.ErrStatus.Details != nil && len(status.ErrStatus.Details.Causes) > 0 {
 		c := status.ErrStatus.Details.Causes[0]
-		return a.verb + ": " + c.Field + ": " + c.Message
+		return a.verb + ": " + numbers.ReplaceAllString(c.Field+": "+c.Message, "…")
 	}
 	_, text, _ := strings.Cut(err.Error(), ": ")
 	return a.verb + ": " + text
 }
+
+// numbers are what differs between errors of one kind.
+var numbers = regexp.MustCompile(`[0-9a-f:.]*[0-9][0-9a-f:.]*`)
 
 func (w *writer) do(ctx context.Context, a action) error {
 	switch {

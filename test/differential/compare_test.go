@@ -117,15 +117,12 @@ func newTally() *tally { return &tally{deliberate: map[string]int{}} }
 // compare walks all probes through both rule sets and returns what differs and is not deliberate.
 func (p *pairOfRules) compare(v *view, probes []probe, t *tally) (list []*difference, err error) {
 	for _, pr := range probes {
-		d := &difference{probe: pr, view: v, firewall: p.firewall}
-		if d.byProxy, err = p.proxyRules.Trace(pr.Packet, pr.node()); err != nil {
-			return nil, fmt.Errorf("kube-proxy's rules: %w", err)
-		}
-		if d.byAgent, err = p.ourRules.Trace(pr.Packet, pr.node()); err != nil {
-			return nil, fmt.Errorf("fairway's rules: %w", err)
+		d, err := p.walk(v, pr)
+		if err != nil {
+			return nil, err
 		}
 		t.probes++
-		if d.proxy, d.agent = endsOf(d.byProxy), endsOf(d.byAgent); d.proxy.equal(d.agent) {
+		if d == nil {
 			continue
 		}
 		if why := d.deliberate(); why != "" {
@@ -135,6 +132,22 @@ func (p *pairOfRules) compare(v *view, probes []probe, t *tally) (list []*differ
 		list = append(list, d)
 	}
 	return list, nil
+}
+
+// walk returns the difference that one probe makes, deliberate or not; nil for none.
+func (p *pairOfRules) walk(v *view, pr probe) (*difference, error) {
+	d := &difference{probe: pr, view: v, firewall: p.firewall}
+	var err error
+	if d.byProxy, err = p.proxyRules.Trace(pr.Packet, pr.node()); err != nil {
+		return nil, fmt.Errorf("kube-proxy's rules: %w", err)
+	}
+	if d.byAgent, err = p.ourRules.Trace(pr.Packet, pr.node()); err != nil {
+		return nil, fmt.Errorf("fairway's rules: %w", err)
+	}
+	if d.proxy, d.agent = endsOf(d.byProxy), endsOf(d.byAgent); d.proxy.equal(d.agent) {
+		return nil, nil
+	}
+	return d, nil
 }
 
 // dropByDefault makes DROP the policy of the chains in which a firewall would have it.

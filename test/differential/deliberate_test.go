@@ -41,6 +41,13 @@ var deliberate = []struct {
 		"its own node sees to that; here it would cost a chain for every endpoint of the cluster",
 		(*difference).remoteHairpin,
 	},
+	{
+		"not there yet: a firewall's INPUT policy DROP hides health check node ports",
+		"the agent does not serve them yet",
+		func(d *difference) bool {
+			return d.firewall && d.claimedAs(healthCheck) && d.agent.only(end{verdict: trace.Drop})
+		},
+	},
 }
 
 // deliberate returns the name of the entry that a difference belongs to; empty for none.
@@ -87,16 +94,11 @@ func (d *difference) remoteHairpin() bool {
 	if local(src) || ownPod(src) || len(d.claims) == 0 {
 		return false
 	}
-	if slices.ContainsFunc(d.view.entries(d.claims[0].service), func(e discoveryv1.Endpoint) bool {
-		return e.Addresses[0] == src.String() && (e.NodeName == nil || *e.NodeName == ownNode)
-	}) {
-		return false
-	}
 	// Where the firewall refuses what is not marked, it refuses that too.
 	kept, refused := ends{}, ends{}
 	for k, share := range d.proxy {
 		to := k
-		if k.dst.Addr() == src {
+		if k.dst.Addr() == src && !d.mayBeHere(k.dst) {
 			k.masquerade = false
 			to = end{verdict: trace.Drop}
 		}
@@ -104,4 +106,24 @@ func (d *difference) remoteHairpin() bool {
 		refused[to] += share
 	}
 	return kept.equal(d.agent) || d.firewall && refused.equal(d.agent)
+}
+
+// mayBeHere tells whether the slices leave it open that an endpoint is on this node. Of two entries for one address and
+// port, one that is not terminating counts.
+func (d *difference) mayBeHere(at netip.AddrPort) bool {
+	var entries []discoveryv1.Endpoint
+	for _, s := range d.view.slicesOf(d.claims[0].service) {
+		if !slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool { return p.Port != nil && *p.Port == int32(at.Port()) }) {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if e.Addresses[0] == at.Addr().String() {
+				entries = append(entries, e)
+			}
+		}
+	}
+	if staying := slices.DeleteFunc(slices.Clone(entries), terminating); len(staying) > 0 {
+		entries = staying
+	}
+	return slices.ContainsFunc(entries, func(e discoveryv1.Endpoint) bool { return e.NodeName == nil || *e.NodeName == ownNode })
 }

@@ -474,8 +474,8 @@ func (g *generator) settle(svc *corev1.Service) {
 			spec.Ports[i].NodePort = 0
 		case spec.Ports[i].NodePort == 0:
 			spec.Ports[i].NodePort = g.nodePort(svc)
-			if i > 0 && spec.Ports[i].Protocol != spec.Ports[0].Protocol && g.chance(30) {
-				spec.Ports[i].NodePort = spec.Ports[0].NodePort
+			if i == 1 && spec.Ports[1].Protocol != spec.Ports[0].Protocol && g.chance(30) {
+				spec.Ports[1].NodePort = spec.Ports[0].NodePort
 			}
 		}
 	}

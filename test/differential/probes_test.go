@@ -33,6 +33,8 @@ const (
 	externalIP kind = "external IP"
 	balancerIP kind = "load balancer IP"
 	nodePort   kind = "node port"
+	// healthCheck is where load balancers ask for the node's endpoints: no place for service traffic.
+	healthCheck kind = "health check node port"
 )
 
 // A claim is a place that a Service wants to be served at.
@@ -79,6 +81,11 @@ func (v *view) claimsOf(s *corev1.Service) (list []claim) {
 		add(balancerIP, v.balancers(s), p.Port)
 		if p.NodePort != 0 {
 			add(nodePort, nodeAddrs(v.family), p.NodePort)
+		}
+	}
+	if p := s.Spec.HealthCheckNodePort; p != 0 {
+		for _, a := range nodeAddrs(v.family) {
+			list = append(list, claim{place{netip.AddrPortFrom(a, uint16(p)), cluster.TCP}, healthCheck, s, ""})
 		}
 	}
 	return list
@@ -142,17 +149,23 @@ var testAddrs = []string{"192.168.0.2/24", "192.168.0.3/24", "198.51.100.6/32", 
 // podGateways are the addresses of the pods' bridge.
 var podGateways = []string{"10.244.1.1", "fd00:10:244:1::1"}
 
-// nodeAddrs are the node's addresses of a family, the node's own first, loopback last.
-func nodeAddrs(f cluster.Family) (list []netip.Addr) {
+// nodeAddrs returns the node's addresses of a family, the node's own first, loopback last.
+func nodeAddrs(f cluster.Family) []netip.Addr { return allNodeAddrs[f] }
+
+var allNodeAddrs = func() map[cluster.Family][]netip.Addr {
+	var list []netip.Addr
 	for _, t := range testAddrs {
 		list = append(list, netip.MustParsePrefix(t).Addr())
 	}
 	for _, t := range podGateways {
 		list = append(list, netip.MustParseAddr(t))
 	}
-	list = append(list, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback())
-	return slices.DeleteFunc(list, func(a netip.Addr) bool { return cluster.FamilyOf(a) != f })
-}
+	byFamily := map[cluster.Family][]netip.Addr{}
+	for _, a := range append(list, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()) {
+		byFamily[cluster.FamilyOf(a)] = append(byFamily[cluster.FamilyOf(a)], a)
+	}
+	return byFamily
+}()
 
 // local tells whether an address is the node's.
 func local(a netip.Addr) bool {
@@ -321,6 +334,11 @@ func (pr *prober) claimed(at place, everybody []client) {
 		if c.kind == balancerIP {
 			from = append(from, client{"the load balancer's address", at.at.Addr(), ""})
 		}
+	}
+	if at.at.Addr() != nodeAddrs(pr.family)[0] && !slices.ContainsFunc(claims, func(c claim) bool { return c.kind != nodePort && c.kind != healthCheck }) {
+		// Node ports are at many addresses, all alike.
+		pr.Shuffle(len(from), func(i, j int) { from[i], from[j] = from[j], from[i] })
+		from = from[:3]
 	}
 	for _, c := range from {
 		pr.add(at, claims, what, c)
