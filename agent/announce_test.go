@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -77,7 +78,7 @@ func TestAnnounce(t *testing.T) {
 // TestQuietSync: a sync that writes what was planned is worth no line.
 func TestQuietSync(t *testing.T) {
 	p := &fakePart{name: "x"}
-	r := newRunner(p, pace{}, func(outcome) {})
+	r := newRunner(p, pace{}, time.Minute, func(outcome) {})
 	got := logged(t, func() {
 		for i := range 3 {
 			r.sync(t.Context(), goal{uint64(i + 1), planOf(t, true, "web")}, false)

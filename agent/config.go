@@ -6,12 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes"
 )
 
@@ -45,12 +46,73 @@ type AgentConfiguration struct {
 	MasqueradeAll bool `json:"masqueradeAll,omitempty"`
 	// MasqueradeBit is the bit of the packet mark for traffic to masquerade, 0 to 31; 14 when not given.
 	MasqueradeBit *int `json:"masqueradeBit,omitempty"`
+	// NodePortAddresses are the networks that the addresses are from at which node ports are served, or "primary" alone for the
+	// addresses of the Node's status; every address when empty.
+	NodePortAddresses []string `json:"nodePortAddresses,omitempty"`
+	// LocalhostNodePorts serves IPv4 node ports at 127.0.0.0/8 too, if NodePortAddresses allow it; true when not given.
+	LocalhostNodePorts *bool `json:"localhostNodePorts,omitempty"`
+	// BindAddress is this node's address of its family instead of that in the Node's status. Nothing is bound to it; the name
+	// is kube-proxy's.
+	BindAddress string `json:"bindAddress,omitempty"`
+	// UnknownServices is Reject (the default) or Forward: what happens to packets for the service range that are for no port
+	// of a Service.
+	UnknownServices string `json:"unknownServices,omitempty"`
 	// IPTablesBackend is auto, legacy or nft; auto when empty.
 	IPTablesBackend string `json:"iptablesBackend,omitempty"`
-	// HealthzBindAddress is where /healthz, /livez and /readyz are served; 0.0.0.0:10256 when empty.
+	// SyncPeriod is how often the kernel is compared with the plan although nothing seems to have changed; 30s when empty.
+	SyncPeriod Duration `json:"syncPeriod,omitempty"`
+	// MinSyncPeriod is the least time between two changes of one family's rules; 500ms when empty, "0s" for none.
+	MinSyncPeriod Duration `json:"minSyncPeriod,omitempty"`
+	// Conntrack is what is set of the kernel's connection tracking.
+	Conntrack ConntrackConfiguration `json:"conntrack,omitzero"`
+	// HealthzBindAddress is where /healthz, /livez and /readyz are served, or "none"; 0.0.0.0:10256 when empty, [::]:10256 if
+	// BindAddress is an IPv6 address.
 	HealthzBindAddress string `json:"healthzBindAddress,omitempty"`
-	// MetricsBindAddress is where /metrics is served; 127.0.0.1:10249 when empty.
+	// MetricsBindAddress is where /metrics is served, or "none"; 127.0.0.1:10249 when empty, [::1]:10249 if BindAddress is an
+	// IPv6 address.
 	MetricsBindAddress string `json:"metricsBindAddress,omitempty"`
+	// BindAddressHardFail ends the agent when one of these addresses can't be bound, instead of trying again.
+	BindAddressHardFail bool `json:"bindAddressHardFail,omitempty"`
+	// EnableProfiling serves /debug/pprof/ and /debug/flags/v beside /metrics.
+	EnableProfiling bool `json:"enableProfiling,omitempty"`
+	// OOMScoreAdj makes the kernel spare the agent when memory is short, -1000 to 1000; -999 when not given.
+	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
+	// ClientConnection is how the Kubernetes API is reached.
+	ClientConnection ClientConnection `json:"clientConnection,omitzero"`
+}
+
+// A Duration is a length of time as a person writes it: 30s, 1h30m.
+type Duration string
+
+// ConntrackConfiguration is the conntrack section of the configuration.
+type ConntrackConfiguration struct {
+	// MaxPerCore is the number of connections to track for each CPU; 32768 when not given, 0 leaves the kernel's limit as it is.
+	MaxPerCore *int `json:"maxPerCore,omitempty"`
+	// Min is the least number of connections to track, whatever MaxPerCore makes; 131072 when not given.
+	Min *int `json:"min,omitempty"`
+	// TCPEstablishedTimeout and TCPCloseWaitTimeout are how long idle connections in these states are remembered; 24h and 1h
+	// when empty, "0s" leaves the kernel's value as it is.
+	TCPEstablishedTimeout Duration `json:"tcpEstablishedTimeout,omitempty"`
+	TCPCloseWaitTimeout   Duration `json:"tcpCloseWaitTimeout,omitempty"`
+	// TCPBeLiberal takes packets outside of their connection's window for valid.
+	TCPBeLiberal bool `json:"tcpBeLiberal,omitempty"`
+	// UDPTimeout and UDPStreamTimeout are how long idle flows are remembered that were not, or were, answered; when empty the
+	// kernel's values stay as they are.
+	UDPTimeout       Duration `json:"udpTimeout,omitempty"`
+	UDPStreamTimeout Duration `json:"udpStreamTimeout,omitempty"`
+}
+
+// ClientConnection is the clientConnection section of the configuration.
+type ClientConnection struct {
+	// Kubeconfig is the path of a kubeconfig file; when empty, the API is that of the cluster that the agent runs in.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// QPS and Burst bound the requests to the API, per second and at once; 5 and 10 when zero. A negative QPS is no bound.
+	QPS   float64 `json:"qps,omitempty"`
+	Burst int     `json:"burst,omitempty"`
+	// ContentType is the encoding of requests; application/vnd.kubernetes.protobuf when empty.
+	ContentType string `json:"contentType,omitempty"`
+	// AcceptContentTypes are the encodings of answers; when empty, ContentType or else JSON.
+	AcceptContentTypes string `json:"acceptContentTypes,omitempty"`
 }
 
 // AddressRanges is a section that says from where Services may have addresses.
@@ -73,62 +135,76 @@ type DetectLocal struct {
 
 // A Config is the checked configuration. It does not change while the agent runs.
 type Config struct {
-	NodeName           string
-	ClusterCIDRs       []netip.Prefix
-	ServiceCIDRs       []netip.Prefix
-	Detect             proxy.DetectMode
-	DetectInterface    string
-	Addresses          *proxy.AddressPolicy
-	MasqueradeAll      bool
-	MasqueradeBit      uint8
-	IPTablesBackend    string
-	HealthzBindAddress string
-	MetricsBindAddress string
+	NodeName        string
+	ClusterCIDRs    []netip.Prefix
+	ServiceCIDRs    []netip.Prefix
+	Detect          proxy.DetectMode
+	DetectInterface string
+	Addresses       *proxy.AddressPolicy
+	MasqueradeAll   bool
+	MasqueradeBit   uint8
+	NodePorts       *proxy.NodePortPolicy
+	// NodeIPs replace the addresses of the Node's status, by family as in cluster.Families; the zero Addr does not.
+	NodeIPs         [2]netip.Addr
+	ForwardUnknown  bool
+	IPTablesBackend string
+	// SyncPeriod is positive, MinSyncPeriod at most as long.
+	SyncPeriod    time.Duration
+	MinSyncPeriod time.Duration
+	Conntrack     netfilter.ConntrackSettings
+	// HealthzBindAddress and MetricsBindAddress are an address and port each, or empty for a server that there is not to be.
+	HealthzBindAddress  string
+	MetricsBindAddress  string
+	BindAddressHardFail bool
+	EnableProfiling     bool
+	OOMScoreAdj         int
+	ClientConnection    ClientConnection
 }
+
+// refuse is told everything that is wrong: the field's path, and what would be right.
+type refuse func(path, format string, args ...any)
 
 // Config checks the configuration and fills in what is not given. The error lists everything that is wrong, each with
 // the field's path and what would be right. The node's name is, in this order: the configuration's, the environment's
 // NODE_NAME, the host's name; trimmed and in lower case, as a kubelet names its Node.
 func (a *AgentConfiguration) Config() (Config, error) {
 	var errs []error
-	refuse := func(path, format string, args ...any) {
+	c := a.check(func(path, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...)))
-	}
+	})
+	return c, errors.Join(errs...)
+}
+
+func (a *AgentConfiguration) check(refuse refuse) Config {
 	c := Config{
-		NodeName:           a.nodeName(refuse),
-		MasqueradeAll:      a.MasqueradeAll,
-		MasqueradeBit:      14,
-		IPTablesBackend:    defaultTo(a.IPTablesBackend, "auto"),
-		HealthzBindAddress: defaultTo(a.HealthzBindAddress, "0.0.0.0:10256"),
-		MetricsBindAddress: defaultTo(a.MetricsBindAddress, "127.0.0.1:10249"),
+		NodeName:            a.nodeName(refuse),
+		ClusterCIDRs:        cidrs("clusterCIDRs", a.ClusterCIDRs, refuse),
+		ServiceCIDRs:        cidrs("serviceCIDRs", a.ServiceCIDRs, refuse),
+		MasqueradeAll:       a.MasqueradeAll,
+		MasqueradeBit:       uint8(number("masqueradeBit", a.MasqueradeBit, 14, 0, 31, refuse)),
+		NodePorts:           a.nodePorts(refuse),
+		NodeIPs:             a.nodeIPs(refuse),
+		ForwardUnknown:      oneOf("unknownServices", a.UnknownServices, refuse, "Reject", "Forward") == "Forward",
+		IPTablesBackend:     oneOf("iptablesBackend", a.IPTablesBackend, refuse, "auto", "legacy", "nft"),
+		Conntrack:           a.Conntrack.check(refuse),
+		BindAddressHardFail: a.BindAddressHardFail,
+		EnableProfiling:     a.EnableProfiling,
+		OOMScoreAdj:         number("oomScoreAdj", a.OOMScoreAdj, defaultOOMScoreAdj, -1000, 1000, refuse),
+		ClientConnection:    a.ClientConnection.check(refuse),
 	}
-	c.ClusterCIDRs = cidrs("clusterCIDRs", a.ClusterCIDRs, refuse)
-	c.ServiceCIDRs = cidrs("serviceCIDRs", a.ServiceCIDRs, refuse)
 	a.checkCIDRs(&c, refuse)
 	c.Addresses = a.addresses(c.ServiceCIDRs, refuse)
 	a.detect(&c, refuse)
-	if b := a.MasqueradeBit; b != nil {
-		if *b < 0 || *b > 31 {
-			refuse("masqueradeBit", "%d is no bit of a 32-bit mark, expected 0 to 31", *b)
-		}
-		c.MasqueradeBit = uint8(*b)
-	}
-	if !slices.Contains([]string{"auto", "legacy", "nft"}, c.IPTablesBackend) {
-		refuse("iptablesBackend", "%q is unknown, expected auto, legacy or nft", c.IPTablesBackend)
-	}
-	for _, at := range [...]struct{ path, addr string }{{"healthzBindAddress", c.HealthzBindAddress}, {"metricsBindAddress", c.MetricsBindAddress}} {
-		if _, err := netip.ParseAddrPort(at.addr); err != nil {
-			refuse(at.path, "%q is no address and port, expected for example 127.0.0.1:10249 or [::]:10256", at.addr)
-		}
-	}
-	return c, errors.Join(errs...)
+	a.periods(&c, refuse)
+	a.servers(&c, refuse)
+	return c
 }
 
 // nodeNames are the names that a Node can have: RFC 1123 subdomains.
 var nodeNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
 // nodeName returns the name of this machine's Node.
-func (a *AgentConfiguration) nodeName(refuse func(string, string, ...any)) string {
+func (a *AgentConfiguration) nodeName(refuse refuse) string {
 	plain := func(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
 	name, from := plain(a.NodeName), "given"
 	if name == "" {
@@ -148,35 +224,8 @@ func (a *AgentConfiguration) nodeName(refuse func(string, string, ...any)) strin
 	return name
 }
 
-func defaultTo(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
-}
-
-func cidrs(path string, texts []string, refuse func(string, string, ...any)) (list []netip.Prefix) {
-	for i, text := range texts {
-		at := fmt.Sprintf("%s[%d]", path, i)
-		p, err := netip.ParsePrefix(strings.TrimSpace(text))
-		switch {
-		case err != nil:
-			refuse(at, "%q is no CIDR, expected for example 10.244.0.0/16", text)
-		case p.Addr().Is4In6():
-			refuse(at, "%q is an IPv4-mapped IPv6 network, write it as IPv4", text)
-		case p.Bits() == 0:
-			refuse(at, "%q is every address there is, expected the network in use", text)
-		case p != p.Masked():
-			refuse(at, "%q has bits set behind its prefix, did you mean %s?", text, p.Masked())
-		default:
-			list = append(list, p)
-		}
-	}
-	return list
-}
-
 // checkCIDRs refuses contradictions between the networks.
-func (a *AgentConfiguration) checkCIDRs(c *Config, refuse func(string, string, ...any)) {
+func (a *AgentConfiguration) checkCIDRs(c *Config, refuse refuse) {
 	seen := map[cluster.Family]netip.Prefix{}
 	for _, p := range c.ClusterCIDRs {
 		f := cluster.FamilyOf(p.Addr())
@@ -192,7 +241,7 @@ func (a *AgentConfiguration) checkCIDRs(c *Config, refuse func(string, string, .
 	}
 }
 
-func (a *AgentConfiguration) addresses(services []netip.Prefix, refuse func(string, string, ...any)) *proxy.AddressPolicy {
+func (a *AgentConfiguration) addresses(services []netip.Prefix, refuse refuse) *proxy.AddressPolicy {
 	for _, section := range [...]struct {
 		path string
 		AddressRanges
@@ -210,7 +259,7 @@ func (a *AgentConfiguration) addresses(services []netip.Prefix, refuse func(stri
 	}
 }
 
-func (a *AgentConfiguration) detect(c *Config, refuse func(string, string, ...any)) {
+func (a *AgentConfiguration) detect(c *Config, refuse refuse) {
 	c.Detect = proxy.DetectMode(defaultTo(a.DetectLocal.Mode, string(proxy.DetectClusterCIDR)))
 	bridge, prefix := a.DetectLocal.BridgeInterface, a.DetectLocal.InterfaceNamePrefix
 	switch c.Detect {
@@ -236,7 +285,7 @@ var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // checkInterface refuses what is no name of an interface (up to 15 bytes, IFNAMSIZ) or no beginning of one. The name
 // goes into rules as it is, so nothing but plain characters is let in.
-func checkInterface(path, name string, longest int, refuse func(string, string, ...any)) {
+func checkInterface(path, name string, longest int, refuse refuse) {
 	switch {
 	case name == "":
 		refuse(path, "is not given, but the detectLocal mode needs it")
@@ -248,7 +297,8 @@ func checkInterface(path, name string, longest int, refuse func(string, string, 
 // proxy returns the part of the configuration that services depend on.
 func (c *Config) proxy() proxy.Config {
 	return proxy.Config{NodeName: c.NodeName, Detect: c.Detect, ClusterCIDRs: proxy.PairOf(c.ClusterCIDRs),
-		Interface: c.DetectInterface, MasqueradeAll: c.MasqueradeAll, Addresses: c.Addresses}
+		Interface: c.DetectInterface, MasqueradeAll: c.MasqueradeAll, Addresses: c.Addresses,
+		NodePorts: c.NodePorts, NodeIPs: c.NodeIPs, ForwardUnknown: c.ForwardUnknown}
 }
 
 // routes returns the part of the configuration that routes depend on.
@@ -258,5 +308,6 @@ func (c *Config) routes() routes.Config {
 
 // rules returns the properties of all rules of a family.
 func (c *Config) rules(facts Facts, large bool) iptables.Options {
-	return iptables.Options{MasqueradeBit: c.MasqueradeBit, RandomFully: facts.RandomFully, DropInvalid: facts.DropInvalid, Large: large}
+	return iptables.Options{MasqueradeBit: c.MasqueradeBit, RandomFully: facts.RandomFully, DropInvalid: facts.DropInvalid,
+		Counters: facts.Counters, Large: large}
 }

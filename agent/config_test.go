@@ -7,8 +7,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 const head = "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n"
@@ -36,8 +38,20 @@ loadBalancerIPs: {allowAll: true}
 detectLocal: {mode: InterfaceNamePrefix, interfaceNamePrefix: veth}
 masqueradeAll: true
 masqueradeBit: 0
+nodePortAddresses: [192.0.2.0/24, "::/0"]
+localhostNodePorts: false
+bindAddress: 2001:db8::10
+unknownServices: Forward
 iptablesBackend: nft
-healthzBindAddress: "[::]:10256"
+syncPeriod: 1m
+minSyncPeriod: 2s
+conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 1m, tcpBeLiberal: true, udpTimeout: 30s, udpStreamTimeout: 2m}
+healthzBindAddress: none
+metricsBindAddress: 192.0.2.10
+bindAddressHardFail: true
+enableProfiling: true
+oomScoreAdj: 0
+clientConnection: {kubeconfig: /etc/k, qps: -1, burst: 7, contentType: application/json}
 `)
 	want := Config{
 		NodeName:     "worker-1",
@@ -45,16 +59,58 @@ healthzBindAddress: "[::]:10256"
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")},
 		Addresses: &proxy.AddressPolicy{ExternalIPs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, AllLoadBalancerIPs: true,
 			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}},
-		Detect:             proxy.DetectInterfaceNamePrefix,
-		DetectInterface:    "veth",
-		MasqueradeAll:      true,
-		MasqueradeBit:      0,
-		IPTablesBackend:    "nft",
-		HealthzBindAddress: "[::]:10256",
-		MetricsBindAddress: "127.0.0.1:10249",
+		Detect:          proxy.DetectInterfaceNamePrefix,
+		DetectInterface: "veth",
+		MasqueradeAll:   true,
+		MasqueradeBit:   0,
+		NodePorts:       &proxy.NodePortPolicy{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("::/0")}},
+		NodeIPs:         [2]netip.Addr{1: netip.MustParseAddr("2001:db8::10")},
+		ForwardUnknown:  true,
+		IPTablesBackend: "nft",
+		SyncPeriod:      time.Minute,
+		MinSyncPeriod:   2 * time.Second,
+		Conntrack: netfilter.ConntrackSettings{Min: 1, TCPCloseWaitTimeout: time.Minute, TCPBeLiberal: true, UDPTimeout: 30 * time.Second,
+			UDPStreamTimeout: 2 * time.Minute},
+		MetricsBindAddress:  "192.0.2.10:10249",
+		BindAddressHardFail: true,
+		EnableProfiling:     true,
+		ClientConnection:    ClientConnection{Kubeconfig: "/etc/k", QPS: -1, Burst: 7, ContentType: "application/json", AcceptContentTypes: "application/json"},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nexpected %+v", got, err, want)
+	}
+}
+
+// TestDefaults: they are kube-proxy's, but for the pacing and for what is safer.
+func TestDefaults(t *testing.T) {
+	want := Config{
+		NodeName:           "a",
+		Addresses:          &proxy.AddressPolicy{},
+		Detect:             proxy.DetectClusterCIDR,
+		MasqueradeBit:      14,
+		NodePorts:          &proxy.NodePortPolicy{Localhost: true},
+		IPTablesBackend:    "auto",
+		SyncPeriod:         30 * time.Second,
+		MinSyncPeriod:      500 * time.Millisecond,
+		Conntrack:          netfilter.ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
+		HealthzBindAddress: "0.0.0.0:10256",
+		MetricsBindAddress: "127.0.0.1:10249",
+		OOMScoreAdj:        -999,
+		ClientConnection: ClientConnection{QPS: 5, Burst: 10, ContentType: "application/vnd.kubernetes.protobuf",
+			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
+	}
+	got, err := (&AgentConfiguration{NodeName: "a"}).Config()
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v\nexpected %+v", got, err, want)
+	}
+	got, err = (&AgentConfiguration{NodeName: "a", BindAddress: "::"}).Config()
+	want.HealthzBindAddress, want.MetricsBindAddress = "[::]:10256", "[::1]:10249"
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("with an IPv6 bindAddress: got %+v, %v\nexpected %+v", got, err, want)
+	}
+	got, err = (&AgentConfiguration{NodeName: "a", SyncPeriod: "100ms", NodePortAddresses: []string{"primary"}, BindAddress: "192.0.2.10"}).Config()
+	if err != nil || got.MinSyncPeriod != 100*time.Millisecond || !got.NodePorts.Primary || got.NodeIPs != [2]netip.Addr{netip.MustParseAddr("192.0.2.10")} {
+		t.Errorf("with a short syncPeriod, primary and a bindAddress: got %+v, %v", got, err)
 	}
 }
 
@@ -88,9 +144,23 @@ func TestConfigurationRefused(t *testing.T) {
 		{"contradiction", head + "detectLocal: {mode: NodeCIDR, bridgeInterface: cni0}\n", `"cni0" has no meaning with mode NodeCIDR`},
 		{"no interface", head + "detectLocal: {mode: BridgeInterface, bridgeInterface: 'a\" -j DROP'}\n", "can't be the name of an interface"},
 		{"long interface", head + "detectLocal: {mode: BridgeInterface, bridgeInterface: abcdefghijklmnop}\n", "can't be the name of an interface"},
-		{"bit", head + "masqueradeBit: 32\n", "masqueradeBit: 32 is no bit of a 32-bit mark, expected 0 to 31"},
+		{"bit", head + "masqueradeBit: 32\n", "masqueradeBit: 32 is out of range, expected 0 to 31"},
 		{"backend", head + "iptablesBackend: ebpf\n", "expected auto, legacy or nft"},
 		{"address", head + "metricsBindAddress: localhost\n", `metricsBindAddress: "localhost" is no address and port`},
+		{"primary and more", head + "nodePortAddresses: [primary, 10.0.0.0/8]\n", "nodePortAddresses: [\"primary\" \"10.0.0.0/8\"] are both primary and something else; expected [primary] alone"},
+		{"no node port network", head + "nodePortAddresses: [10.0.0.1]\n", `nodePortAddresses[0]: "10.0.0.1" is no CIDR`},
+		{"bind address", head + "bindAddress: node1\n", `bindAddress: "node1" is no address, expected for example 192.0.2.10`},
+		{"unknown services", head + "unknownServices: Drop\n", `unknownServices: "Drop" is unknown, expected Reject or Forward`},
+		{"no duration", head + "syncPeriod: 30\n", "line 3: syncPeriod is of type number; expected a duration, as in 30s or 1h30m"},
+		{"odd duration", head + "syncPeriod: 30 seconds\n", `syncPeriod: "30 seconds" is no duration, expected for example 30s`},
+		{"no period", head + "syncPeriod: 0s\n", `syncPeriod: "0s" is no period, expected more than 0s`},
+		{"minimum above the period", head + "syncPeriod: 1s\nminSyncPeriod: 2s\n", `minSyncPeriod: "2s" is longer than the syncPeriod of 1s`},
+		{"negative duration", head + "conntrack: {udpTimeout: -1s}\n", `conntrack.udpTimeout: "-1s" is negative`},
+		{"negative count", head + "conntrack: {maxPerCore: -1}\n", "conntrack.maxPerCore: -1 is negative, expected 0 or more"},
+		{"out of memory score", head + "oomScoreAdj: -1001\n", "oomScoreAdj: -1001 is out of range, expected -1000 to 1000"},
+		{"burst", head + "clientConnection: {burst: -1}\n", "clientConnection.burst: -1 is negative"},
+		{"no number", head + "clientConnection: {qps: many}\n", "line 3: clientConnection.qps is of type string; expected a number"},
+		{"content type", head + "clientConnection: {contentType: text/html}\n", `clientConnection.contentType: "text/html" is unknown, expected application/vnd.kubernetes.protobuf or application/json`},
 		{"several", head + "masqueradeBit: -1\niptablesBackend: x\n", "iptablesBackend"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

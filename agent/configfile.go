@@ -15,43 +15,113 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// Files are the configuration files of an agent; one whose path is empty is not given.
+type Files struct {
+	// Agent is the path of an AgentConfiguration, KubeProxy that of a KubeProxyConfiguration.
+	Agent, KubeProxy string
+}
+
+// Configure reads the files, and checks what they say together with the flags: a flag that is given wins over the agent's
+// own file, and a field that is given there over kube-proxy's file. The Remarks say what of kube-proxy's file does not count.
+// Errors name the file, and what would be right.
+func Configure(files Files, flags func(*AgentConfiguration)) (Config, []Remark, error) {
+	a := &AgentConfiguration{}
+	var proxy *kubeProxyFile
+	if files.KubeProxy != "" {
+		var err error
+		if proxy, err = readKubeProxyFile(files.KubeProxy); err != nil {
+			return Config{}, nil, err
+		}
+		*a = proxy.configuration
+	}
+	if files.Agent != "" {
+		if err := readConfiguration(files.Agent, a); err != nil {
+			return Config{}, nil, err
+		}
+	}
+	flags(a)
+	var remarks []Remark
+	if proxy != nil {
+		remarks = proxy.under(a)
+	}
+	config, err := a.Config()
+	if err != nil && files.Agent != "" {
+		err = fmt.Errorf("configuration %s: %w", files.Agent, err)
+	}
+	return config, remarks, err
+}
+
 // ReadConfiguration reads a configuration file. The error names the file, the line where it is known, and what would be
 // right: an unknown field, one in other case, one given twice, a value of a wrong type and a second document are errors.
 func ReadConfiguration(path string) (*AgentConfiguration, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+	a := &AgentConfiguration{}
+	if err := readConfiguration(path, a); err != nil {
+		return nil, err
 	}
-	c := &AgentConfiguration{}
-	if err := decodeStrict(text, c); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	if c.APIVersion != ConfigAPIVersion || c.Kind != ConfigKind {
-		return nil, fmt.Errorf("configuration %s: it has apiVersion %q and kind %q, expected %s and %s", path, c.APIVersion, c.Kind, ConfigAPIVersion, ConfigKind)
-	}
-	return c, nil
+	return a, nil
 }
 
-// decodeStrict decodes one YAML document. The decoders at hand pass over what follows it, and take a field in any case.
-func decodeStrict(text []byte, c *AgentConfiguration) error {
-	if line := secondDocument(text); line > 0 {
-		return fmt.Errorf("line %d: a second document begins; expected one", line)
-	}
-	data, err := yaml.YAMLToJSONStrict(text)
+// readConfiguration is ReadConfiguration on top of what is there already.
+func readConfiguration(path string, a *AgentConfiguration) error {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		return fmt.Errorf("read configuration: %w", err)
 	}
-	var fields map[string]any
-	if json.Unmarshal(data, &fields) != nil {
-		return fmt.Errorf("it has no fields; expected lines such as \"kind: %s\"", ConfigKind)
+	a.APIVersion, a.Kind = "", ""
+	if err := decodeStrict(text, a); err != nil {
+		return fmt.Errorf("configuration %s: %w", path, err)
 	}
-	known := reflect.TypeFor[AgentConfiguration]()
-	if path := unknownField(fields, known); path != "" {
-		return fmt.Errorf("%sunknown field %q; the fields are %s", lineOf(text, path), path, strings.Join(fieldNames(known), ", "))
+	if a.APIVersion != ConfigAPIVersion || a.Kind != ConfigKind {
+		return fmt.Errorf("configuration %s: it has apiVersion %q and kind %q, expected %s and %s", path, a.APIVersion, a.Kind, ConfigAPIVersion, ConfigKind)
 	}
-	err = json.Unmarshal(data, c)
+	return nil
+}
+
+// decodeStrict decodes one YAML document into the struct that into points to, and refuses fields that it does not have.
+func decodeStrict(text []byte, into any) error {
+	d, err := parse(text, yaml.YAMLToJSONStrict)
+	if err != nil {
+		return err
+	}
+	known := reflect.TypeOf(into).Elem()
+	if unknown := takeUnknown(d.fields, known); len(unknown) > 0 {
+		return fmt.Errorf("%sunknown field %q; the fields are %s", d.lineOf(unknown[0]), unknown[0], strings.Join(fieldNames(known), ", "))
+	}
+	return d.decode(into)
+}
+
+// A document is one YAML document.
+type document struct {
+	text   []byte
+	fields map[string]any
+}
+
+// parse reads one document. The parsers at hand pass over what follows it.
+func parse(text []byte, toJSON func([]byte) ([]byte, error)) (document, error) {
+	if line := secondDocument(text); line > 0 {
+		return document{}, fmt.Errorf("line %d: a second document begins; expected one", line)
+	}
+	data, err := toJSON(text)
+	if err != nil {
+		return document{}, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	d := document{text: text}
+	if json.Unmarshal(data, &d.fields) != nil {
+		return document{}, fmt.Errorf("it has no fields; expected lines such as \"kind: %s\"", ConfigKind)
+	}
+	return d, nil
+}
+
+// decode fills the struct that into points to. What the struct does not have must have been taken out: the decoder takes
+// a field in any case.
+func (d document) decode(into any) error {
+	data, err := json.Marshal(d.fields)
+	if err != nil {
+		return err
+	}
+	err = json.Unmarshal(data, into)
 	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-		return fmt.Errorf("%s%s is of type %s; expected %s", lineOf(text, wrong.Field), wrong.Field, wrong.Value, wanted(wrong.Type))
+		return fmt.Errorf("%s%s is of type %s; expected %s", d.lineOf(wrong.Field), wrong.Field, wrong.Value, wanted(wrong.Type))
 	}
 	return err
 }
@@ -70,22 +140,24 @@ func secondDocument(text []byte) int {
 	return 0
 }
 
-// unknownField returns the path of a field that a struct does not have, or "".
-func unknownField(fields map[string]any, known reflect.Type) string {
+// takeUnknown takes the fields out that a struct does not have, and returns their paths in order.
+func takeUnknown(fields map[string]any, known reflect.Type) (paths []string) {
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		f, ok := fieldNamed(known, name)
 		if !ok {
-			return name
+			delete(fields, name)
+			paths = append(paths, name)
+			continue
 		}
 		inner, isObject := fields[name].(map[string]any)
 		if !isObject || f.Type.Kind() != reflect.Struct {
 			continue
 		}
-		if path := unknownField(inner, f.Type); path != "" {
-			return name + "." + path
+		for _, path := range takeUnknown(inner, f.Type) {
+			paths = append(paths, name+"."+path)
 		}
 	}
-	return ""
+	return paths
 }
 
 func fieldNamed(t reflect.Type, name string) (reflect.StructField, bool) {
@@ -115,8 +187,8 @@ func fieldNames(t reflect.Type) (names []string) {
 }
 
 // lineOf returns "line 3: " for the line of a field; "" when it can't be told.
-func lineOf(text []byte, path string) string {
-	lines := bytes.Split(text, []byte("\n"))
+func (d document) lineOf(path string) string {
+	lines := bytes.Split(d.text, []byte("\n"))
 	at := 0
 	for name := range strings.SplitSeq(path, ".") {
 		key := regexp.MustCompile(`^[^#]*(^|[\s{,"'])` + regexp.QuoteMeta(name) + `["']?\s*:`)
@@ -131,11 +203,16 @@ func lineOf(text []byte, path string) string {
 
 // wanted words the type of a field.
 func wanted(t reflect.Type) string {
+	if t == reflect.TypeFor[Duration]() {
+		return "a duration, as in 30s or 1h30m"
+	}
 	switch t.Kind() {
 	case reflect.String:
 		return "text, in quotes where it looks like a number"
 	case reflect.Int:
 		return "a whole number"
+	case reflect.Float64:
+		return "a number"
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Slice:

@@ -36,13 +36,27 @@ type loop struct {
 func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Reporter) *loop {
 	l := &loop{config: c, facts: facts, status: s, metrics: m, reporter: r, wake: make(chan struct{}, 1)}
 	for _, p := range parts {
-		pc := pace{retryMin: retryMin, retryMax: retryMax}
+		pc := pace{retryMin: retryMin, retryMax: max(retryMin, min(retryMax, c.SyncPeriod))}
 		if _, isRules := p.(*rulesPart); isRules {
-			pc.interval, pc.share, pc.most = rulesInterval, rulesShare, rulesMost
+			pc.interval, pc.share, pc.most = c.MinSyncPeriod, rulesShare, rulesMost
 		}
-		l.runners = append(l.runners, newRunner(p, pc, l.done))
+		l.runners = append(l.runners, newRunner(p, pc, c.SyncPeriod, l.done))
+	}
+	for _, r := range l.runners {
+		if f, ok := r.part.(follower); ok {
+			l.lead(r, f.follows())
+		}
 	}
 	return l
+}
+
+// lead has a runner get its goals from the one of a name; it gets them from the loop as long as there is none.
+func (l *loop) lead(r *runner, name string) {
+	for _, leader := range l.runners {
+		if leader.part.Name() == name {
+			leader.next, r.led = append(leader.next, r), true
+		}
+	}
 }
 
 // publish takes a new Snapshot of the cluster.
@@ -97,7 +111,9 @@ func (l *loop) run(ctx context.Context) {
 		}
 		g = l.next(g, s)
 		for _, r := range l.runners {
-			r.set(g)
+			if !r.led {
+				r.set(g)
+			}
 		}
 	}
 }
@@ -124,6 +140,7 @@ func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 	}
 	announce(g.plan, plan)
 	next := goal{g.revision + 1, plan}
+	l.metrics.changed(next, g.plan)
 	l.status.queued(next, s.Node(l.config.NodeName), start)
 	return next
 }

@@ -89,9 +89,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func startLoop(t *testing.T, parts ...Part) (*loop, *fakeReporter) {
 	t.Helper()
-	s := newStatus(parts)
+	s := newStatus(parts, time.Minute)
 	r := &fakeReporter{}
-	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR}, Offline, parts, newMetrics(s, "test", nil), s, r)
+	l := newLoop(Config{NodeName: "a", Detect: proxy.DetectClusterCIDR, SyncPeriod: time.Minute, MinSyncPeriod: rulesInterval}, Offline, parts, newMetrics(s, "test", nil), s, r)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { l.run(ctx); close(done) }()
@@ -176,7 +176,7 @@ func TestLoop(t *testing.T) {
 func TestStaleIsUnhealthy(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	p := &fakePart{name: rulesPrefix + "IPv4"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	node := &cluster.Node{Name: "a"}
 	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
 	code := func(at time.Duration) int {
@@ -199,12 +199,55 @@ func TestStaleIsUnhealthy(t *testing.T) {
 	if c := code(4*time.Hour + time.Second); c != http.StatusOK {
 		t.Errorf("after the Node object is gone it is %d", c)
 	}
+
+	s = newStatus([]Part{p}, 10*time.Second)
+	s.queued(goal{1, plan}, node, start)
+	if before, after := code(19*time.Second), code(20*time.Second); before != http.StatusOK || after != http.StatusServiceUnavailable {
+		t.Errorf("with a syncPeriod of 10 s it is %d after 19 s, and %d after 20", before, after)
+	}
+}
+
+// A followingPart follows another Part.
+type followingPart struct {
+	fakePart
+	leader string
+}
+
+func (p *followingPart) follows() string { return p.leader }
+
+// TestFollower: a Part that follows another gets a Plan once the other has it in the kernel, and keeps its own until then. The
+// agent is ready when both have it.
+func TestFollower(t *testing.T) {
+	rules := &fakePart{name: rulesPrefix + "IPv4", fail: errors.New("the lock is held")}
+	checks := &followingPart{fakePart{name: healthChecksPrefix + "IPv4"}, rules.name}
+	alone := &followingPart{fakePart{name: "alone"}, "no such part"}
+	l, _ := startLoop(t, checks, rules, alone)
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "the rules failed twice", func() bool { n, _, _ := rules.see(); return n > 1 })
+	eventually(t, "who follows nobody has the plan", func() bool { _, _, p := alone.see(); return clusterIP(p) == "10.0.0.1" })
+	if n, _, _ := checks.see(); n > 0 {
+		t.Errorf("the follower ran %d times while the rules failed", n)
+	}
+	rules.set(nil)
+	eventually(t, "the follower has the plan", func() bool { _, _, p := checks.see(); return clusterIP(p) == "10.0.0.1" })
+	eventually(t, "all is programmed", func() bool { return l.status.view().ready() })
+
+	rules.set(errors.New("the lock is held"))
+	before, _, _ := rules.see()
+	l.publish(aSnapshot("10.0.0.2"))
+	eventually(t, "the rules failed again", func() bool { n, _, _ := rules.see(); return n > before+1 })
+	if _, _, p := checks.see(); clusterIP(p) != "10.0.0.1" || l.status.view().ready() {
+		t.Errorf("the follower has the plan of %s; ready: %v", clusterIP(p), l.status.view().ready())
+	}
+	rules.set(nil)
+	eventually(t, "the follower has the new plan", func() bool { _, _, p := checks.see(); return clusterIP(p) == "10.0.0.2" })
 }
 
 // TestNotesSurviveFailure: what a part said holds until it says something else.
 func TestNotesSurviveFailure(t *testing.T) {
 	p := &fakePart{name: "x"}
-	s := newStatus([]Part{p})
+	s := newStatus([]Part{p}, 30*time.Second)
 	notes := []cluster.Note{{Reason: cluster.ReasonRouteConflict}}
 	for i, step := range []struct {
 		notes []cluster.Note
@@ -246,4 +289,24 @@ func (p *slowPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, e
 	r, err := p.fakePart.Sync(ctx, plan, reread)
 	<-p.release
 	return r, err
+}
+
+// TestSyncPeriod: the kernel is read back after the syncPeriod though nothing happened, and the paces are the configuration's.
+func TestSyncPeriod(t *testing.T) {
+	p := &fakePart{name: "x"}
+	s := newStatus([]Part{p}, time.Minute)
+	c := Config{NodeName: "a", SyncPeriod: 10 * time.Millisecond}
+	l := newLoop(c, Offline, []Part{p}, newMetrics(s, "test", nil), s, &fakeReporter{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { l.run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "it is read back three times", func() bool { _, n, _ := p.see(); return n >= 3 })
+
+	rules := newLoop(Config{SyncPeriod: time.Second, MinSyncPeriod: 7 * time.Millisecond}, Offline, []Part{&rulesPart{}}, nil, nil, nil).runners[0]
+	if rules.pace.interval != 7*time.Millisecond || rules.pace.retryMax != time.Second || rules.auditEvery != time.Second {
+		t.Errorf("rules are paced %+v, and read back every %s", rules.pace, rules.auditEvery)
+	}
 }

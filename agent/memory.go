@@ -3,6 +3,9 @@ package agent
 import (
 	"os"
 	"runtime/debug"
+	"strconv"
+
+	"k8s.io/klog/v2"
 )
 
 // gcPercent is how much garbage may pile up before it is collected, in percent of what is in use; Go's own default is
@@ -15,5 +18,16 @@ const gcPercent = 50
 func frugal() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+	}
+}
+
+// oomScoreFile is where a process says how readily the kernel ends it when memory is short; see proc_pid_oom_score_adj(5).
+const oomScoreFile = "/proc/self/oom_score_adj"
+
+// adjustOOMScore makes the kernel spare the agent, and the iptables programs that it runs, as far as it may: to lower the value
+// takes CAP_SYS_RESOURCE. In a pod the kubelet has set one already, so it is no fault when that is refused.
+func adjustOOMScore(file string, score int) {
+	if err := os.WriteFile(file, []byte(strconv.Itoa(score)), 0); err != nil {
+		klog.V(2).InfoS("The kernel keeps its opinion of the agent's memory", "oomScoreAdj", score, "err", err)
 	}
 }

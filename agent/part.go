@@ -7,6 +7,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // A Part keeps one corner of the kernel as planned.
@@ -19,6 +20,13 @@ type Part interface {
 	Sync(ctx context.Context, p *Plan, reread bool) (Report, error)
 }
 
+// A follower is a Part that gets a Plan only when another Part has it in the kernel.
+type follower interface {
+	Part
+	// follows names the other Part.
+	follows() string
+}
+
 // A Report tells what a Sync did.
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
@@ -28,18 +36,22 @@ type Report struct {
 	// Drift counts the routes or chains that were written. When the Plan was in the kernel already, they repaired what
 	// somebody else had changed.
 	Drift int
+	// Full is true when the Sync began by reading everything back, instead of taking the difference to what was last known.
+	Full bool
+	// WroteFilter and WroteNAT count the iptables rules written to these tables, Refused the restores that were refused.
+	WroteFilter, WroteNAT, Refused int
 	// Notes tell what the kernel, or what is in it, stood against.
 	Notes []cluster.Note
 	// Retry is when to try again what the kernel stood against; 0 for never.
 	Retry time.Duration
+	// Flows is what was done about UDP flows; with no Duration when there was no need to look.
+	Flows netfilter.FlowsReport
 }
 
-// How often a Part reads everything back although nothing seems to have changed: every 30 s, or so much less often that
-// it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two seconds.)
-const (
-	auditEvery = 30 * time.Second
-	auditShare = 50
-)
+// auditShare bounds how often a Part reads everything back although nothing seems to have changed: every syncPeriod, or so
+// much less often that it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two
+// seconds.)
+const auditShare = 50
 
 // A goal is a Plan with its place in the order of Plans.
 type goal struct {
@@ -60,6 +72,8 @@ type outcome struct {
 type runner struct {
 	part Part
 	pace pace
+	// auditEvery is how often the Part reads everything back at most; it is positive.
+	auditEvery time.Duration
 	// goals and kicks hold one element each: the latest goal, and that somebody changed the kernel.
 	goals chan goal
 	kicks chan struct{}
@@ -67,10 +81,13 @@ type runner struct {
 	programmed uint64
 	// done is told every outcome; it must not block for long.
 	done func(outcome)
+	// next get their goals from this runner, when it has them in the kernel; led tells that this runner is such a one.
+	next []*runner
+	led  bool
 }
 
-func newRunner(p Part, pc pace, done func(outcome)) *runner {
-	return &runner{part: p, pace: pc, goals: make(chan goal, 1), kicks: make(chan struct{}, 1), done: done}
+func newRunner(p Part, pc pace, auditEvery time.Duration, done func(outcome)) *runner {
+	return &runner{part: p, pace: pc, auditEvery: auditEvery, goals: make(chan goal, 1), kicks: make(chan struct{}, 1), done: done}
 }
 
 // set replaces the goal. Only one goroutine may call it.
@@ -93,7 +110,7 @@ func (r *runner) kick() {
 // run works until the context ends. What is in the kernel stays there.
 func (r *runner) run(ctx context.Context) {
 	var g goal
-	audit := time.NewTimer(auditEvery)
+	audit := time.NewTimer(r.auditEvery)
 	defer audit.Stop()
 	for {
 		var retry <-chan time.Time
@@ -112,7 +129,7 @@ func (r *runner) run(ctx context.Context) {
 		case <-retry:
 		}
 		if audited {
-			audit.Reset(auditEvery)
+			audit.Reset(r.auditEvery)
 		}
 		if g.plan == nil {
 			continue
@@ -125,7 +142,7 @@ func (r *runner) run(ctx context.Context) {
 		default:
 		}
 		if took := r.sync(ctx, g, reread); audited {
-			audit.Reset(max(auditEvery, auditShare*took))
+			audit.Reset(max(r.auditEvery, auditShare*took))
 		}
 	}
 }
@@ -135,7 +152,8 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
-	if g.revision != r.programmed {
+	fresh := g.revision != r.programmed
+	if fresh {
 		o.report.Drift = 0 // what was written is what is new
 	}
 	if o.err == nil {
@@ -156,6 +174,11 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
 	}
 	r.done(o)
+	if fresh && o.err == nil {
+		for _, n := range r.next {
+			n.set(g)
+		}
+	}
 	return o.end.Sub(o.start)
 }
 

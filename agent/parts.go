@@ -3,20 +3,24 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
-// The names of the Parts. There is one of rules for each family: what stops one of them does not stop the other.
+// The names of the Parts. There is one of rules and one of health checks for each family: what stops one of them does not
+// stop the other.
 const (
-	routesName  = "routes"
-	rulesPrefix = "rules-"
+	routesName         = "routes"
+	rulesPrefix        = "rules-"
+	healthChecksPrefix = "health-checks-"
 )
 
-// How rules are paced. Half a second gathers what a rolling update changes; and with the share, even rules that take
+// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
 // long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
@@ -55,10 +59,13 @@ func forwarded(s *cluster.Snapshot, nodeName string) (families []cluster.Family)
 	return families
 }
 
-// rulesPart keeps the service rules of one family.
+// rulesPart keeps the service rules of one family, and ends the UDP flows that they would not make any more.
 type rulesPart struct {
-	index int // in cluster.Families
-	rules *netfilter.Rules
+	index    int // in cluster.Families
+	nodeName string
+	rules    *netfilter.Rules
+	clients  clientWatch
+	flows    flowKeeper
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -74,6 +81,8 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
+		report.Full, report.Refused = r.Full, r.Refused
+		report.WroteFilter, report.WroteNAT = r.WroteFilter, r.WroteNAT
 		report.Notes = append(report.Notes, r.Quarantined...)
 		report.Retry = r.Retry
 		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
@@ -81,5 +90,43 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
+	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
+	if err == nil {
+		repaired := report.Wrote && (reread || s.Table == p.flows.table)
+		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
+	}
+	if err == nil && s.Table.NodePorts.Localhost {
+		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
+	}
 	return report, err
+}
+
+// openLocalhost lets node ports at 127.0.0.1 work, now that the rules are there which keep neighbours away from it.
+func (p *rulesPart) openLocalhost(s *cluster.Snapshot) []cluster.Note {
+	err := netfilter.EnableRouteLocalnet()
+	if err == nil {
+		return nil
+	}
+	return []cluster.Note{{Object: nodeRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
+		Detail: fmt.Sprintf("node ports do not work at 127.0.0.1: %v; right would be net.ipv4.conf.all.route_localnet=1 set by who prepares the node, or localhostNodePorts: false in the agent's configuration", err)}}
+}
+
+// healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is
+// told of endpoints here finds them in the kernel. A port that can't be had is a Note, and no failure: neither would a
+// restart mend it, nor should it take the node out of all load balancers.
+type healthChecksPart struct {
+	index   int // in cluster.Families
+	servers *healthd.Servers
+}
+
+func (p *healthChecksPart) Name() string {
+	return healthChecksPrefix + cluster.Families[p.index].String()
+}
+
+func (p *healthChecksPart) follows() string { return rulesPrefix + cluster.Families[p.index].String() }
+
+func (p *healthChecksPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	t := plan.Services[p.index].Table
+	r := p.servers.Sync(t.HealthChecks, t.NodePorts)
+	return Report{Notes: r.Notes, Retry: r.Retry}, nil
 }

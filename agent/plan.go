@@ -22,6 +22,10 @@ type Facts struct {
 	Large [2]bool
 	// Absent tells, in the same order, which families have no iptables here: no Service is served in them.
 	Absent [2]bool
+	// Counters: the kernel's packet counters exist, which rules may name; see netfilter.EnsureCounters.
+	Counters bool
+	// Refused are the sysctls that could not be set when the agent started.
+	Refused []error
 }
 
 // Offline are the Facts of a machine as it should be, for plans that are only looked at.
@@ -54,6 +58,7 @@ type Services struct {
 // MakePlan decides everything. It is pure; prev is a memo and nothing else, so that one changed endpoint costs one
 // service's rendering.
 func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
+	s, rangeNotes := plausibleRanges(s, c)
 	p := &Plan{Snapshot: s, config: c}
 	if prev != nil && reflect.DeepEqual(prev.config, c) && routes.SameInput(prev.Snapshot, s) {
 		p.Routes, p.routeNotes = prev.Routes, prev.routeNotes
@@ -61,11 +66,13 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		p.Routes, p.routeNotes = routes.Plan(s, c.routes())
 	}
 	p.Notes = append(p.Notes, s.Notes...)
+	p.Notes = append(p.Notes, rangeNotes...)
 	p.Notes = append(p.Notes, p.routeNotes...)
 	if s.Node(c.NodeName) == nil {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
 			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
 	}
+	p.Notes = append(p.Notes, sysctlNotes(nodeRef(s, c.NodeName), facts.Refused)...)
 	for i, f := range cluster.Families {
 		var memo Services
 		if prev != nil {

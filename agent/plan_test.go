@@ -21,6 +21,35 @@ func TestUnknownNode(t *testing.T) {
 	}
 }
 
+// TestImplausibleServiceRange: a service range that overlaps the pods' network costs nobody a route, and is told.
+func TestImplausibleServiceRange(t *testing.T) {
+	s := aSnapshot("10.0.0.1")
+	s.Nodes = append(s.Nodes, &cluster.Node{Name: "b", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")},
+		InternalIPs: []netip.Addr{netip.MustParseAddr("192.168.0.2")}})
+	config := Config{NodeName: "a", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}
+	var prev *Plan
+	for _, c := range []struct {
+		ranges        []string
+		routes, notes int
+		ours          []string
+	}{{nil, 1, 0, nil}, {[]string{"10.0.0.0/24", "10.0.0.0/8", "10.1.2.0/28"}, 1, 2, []string{"10.0.0.0/24"}}, {[]string{"10.0.0.0/24"}, 1, 0, []string{"10.0.0.0/24"}}} {
+		changed := *s
+		for _, r := range c.ranges {
+			changed.ServiceCIDRs = append(changed.ServiceCIDRs, netip.MustParsePrefix(r))
+		}
+		given := slices.Clone(changed.ServiceCIDRs)
+		plan := MakePlan(&changed, config, Offline, prev)
+		told := slices.DeleteFunc(slices.Clone(plan.Notes), func(n cluster.Note) bool { return n.Object.Kind != "ServiceCIDR" })
+		if len(plan.Routes.Routes) != c.routes || len(told) != c.notes || len(plan.Snapshot.ServiceCIDRs) != len(c.ours) {
+			t.Errorf("with %v: routes %v, notes %v, ranges %v", c.ranges, plan.Routes.Routes, told, plan.Snapshot.ServiceCIDRs)
+		}
+		if !slices.Equal(changed.ServiceCIDRs, given) {
+			t.Errorf("the Snapshot was changed: %v", changed.ServiceCIDRs)
+		}
+		prev = plan
+	}
+}
+
 // TestAbsentFamily: in a family without iptables nothing is planned, and so nothing announced or counted.
 func TestAbsentFamily(t *testing.T) {
 	s := aSnapshot("10.0.0.1")

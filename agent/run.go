@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -16,6 +17,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source"
 	"github.com/fairway-net/fairway/agent/source/file"
 	"github.com/fairway-net/fairway/agent/source/kube"
+	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
@@ -23,16 +25,18 @@ import (
 // Options are what an agent is started with.
 type Options struct {
 	Config Config
-	// Kubeconfig and ClusterDir say where the cluster is read from: the API that a kubeconfig file names, or a folder
-	// of manifests, or, when both are empty, the API of the cluster that the agent runs in.
-	Kubeconfig, ClusterDir string
+	// Remarks are what was said of kube-proxy's configuration, for the log.
+	Remarks []Remark
+	// ClusterDir is a folder of manifests that the cluster is read from instead of the Kubernetes API that
+	// Config.ClientConnection is about.
+	ClusterDir string
 	// Version is shown in the log and in metrics.
 	Version string
 }
 
 // Run runs an agent until the context ends, and then returns nil. Routes and rules stay in the kernel. An error means
-// that the agent could not start: an address in use, no way to the API's configuration, or neither family's iptables
-// usable (netfilter.ErrNoBackend).
+// that the agent could not start: no way to the API's configuration, neither family's iptables usable
+// (netfilter.ErrNoBackend), or, with bindAddressHardFail, an address in use.
 func Run(ctx context.Context, o Options) error {
 	err := run(ctx, o)
 	if ctx.Err() != nil { // also while it was starting: what was under way failed for that
@@ -46,18 +50,24 @@ func run(ctx context.Context, o Options) error {
 	defer cancel()
 	frugal()
 	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
+	for _, r := range o.Remarks {
+		klog.InfoS("Of kube-proxy's configuration", "field", r.Field, "detail", r.Detail)
+	}
 	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
 	if err != nil {
 		return err
 	}
 	announceBackend(backend)
+	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	var s *status
+	healthy := func() bool { return s.view().healthy(time.Now()) }
 	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
-	facts, err := learn(backend)
+	facts, err := learn(backend, o.Config)
 	if err != nil {
 		return err
 	}
@@ -66,8 +76,11 @@ func run(ctx context.Context, o Options) error {
 			facts.Absent[i] = true
 			continue
 		}
-		part := &rulesPart{index: i, rules: netfilter.NewRules(backend)}
-		parts = append(parts, part)
+		servers := healthd.New(f, healthy)
+		defer servers.Close()
+		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
@@ -77,27 +90,57 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := newStatus(parts)
+	s = newStatus(parts, o.Config.SyncPeriod)
 	m := newMetrics(s, o.Version, w.lost)
+	if facts.Counters {
+		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
+	}
+	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
-	healthServer, err := listen(ctx, "health", o.Config.HealthzBindAddress, healthHandler(s, m, time.Now))
-	if err != nil {
-		return err
-	}
-	metricsServer, err := listen(ctx, "metrics", o.Config.MetricsBindAddress, metricsHandler(m))
-	if err != nil {
-		return err
-	}
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	serving, err := o.servers(ctx, w, self, s, m)
+	if err != nil {
+		return err
+	}
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
-	return together(ctx, cancel,
-		healthServer.run,
-		metricsServer.run,
+	return together(ctx, cancel, append(serving,
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
-		func(ctx context.Context) error { l.run(ctx); return nil })
+		func(ctx context.Context) error { l.run(ctx); return nil })...)
+}
+
+// lastWords is how long an agent that has to end waits for the Event that says why.
+const lastWords = 2 * time.Second
+
+// servers returns the tasks that serve health and metrics. With bindAddressHardFail, an address that can't be bound is an
+// error at once; else an Event on the own Node, self, and tried again.
+func (o Options) servers(ctx context.Context, w world, self cluster.Ref, s *status, m *metrics) (tasks []func(context.Context) error, err error) {
+	failed := func(s *server, err error) {
+		klog.ErrorS(err, "An address can't be bound", "address", s.addr)
+		w.reporter.Event(self, "Warning", s.reason, err.Error())
+	}
+	for _, server := range []*server{
+		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(s, m, time.Now)},
+		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config, time.Now)},
+	} {
+		server.patience, server.again = listenPatience, serveAgain
+		switch {
+		case server.addr == "":
+		case !o.Config.BindAddressHardFail:
+			tasks = append(tasks, func(ctx context.Context) error { return server.run(ctx, failed) })
+		default:
+			if err := server.open(ctx); err != nil {
+				failed(server, err)
+				last, cancel := context.WithTimeout(ctx, lastWords)
+				defer cancel()
+				return nil, errors.Join(err, w.reporter.Run(last))
+			}
+			tasks = append(tasks, func(ctx context.Context) error { return server.serveOrFail(ctx, failed) })
+		}
+	}
+	return tasks, nil
 }
 
 // together runs tasks until the context ends or one of them fails; then it ends the others and waits for them.
@@ -125,12 +168,18 @@ func announceBackend(b *netfilter.Backend) {
 }
 
 // learn finds out what a Plan has to know of this machine.
-func learn(b *netfilter.Backend) (Facts, error) {
+func learn(b *netfilter.Backend, c Config) (Facts, error) {
+	// First, as one of the settings is whether conntrack is liberal.
+	refused := netfilter.ApplyConntrack(c.Conntrack)
 	liberal, err := netfilter.TCPLiberal()
 	if err != nil {
 		return Facts{}, err
 	}
-	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal}, nil
+	counters := netfilter.EnsureCounters()
+	if counters != nil {
+		klog.InfoS("Dropped and accepted packets are not counted", "reason", counters)
+	}
+	return Facts{RandomFully: b.RandomFully, DropInvalid: !liberal, Counters: counters == nil, Refused: refused}, nil
 }
 
 // A world is where the cluster is read from, and where what the agent has to say about objects goes.
@@ -140,9 +189,12 @@ type world struct {
 		Reporter
 		Run(context.Context) error
 		Event(about cluster.Ref, eventType, reason, message string)
+		Dropped() uint64
 	}
 	// lost tells since when the API has not answered; nil where there is none.
 	lost func() (since time.Time, err error)
+	// metrics are those of the requests to the API.
+	metrics []prometheus.Collector
 }
 
 func (o Options) open() (world, error) {
@@ -150,12 +202,14 @@ func (o Options) open() (world, error) {
 		folder := &file.Source{Dir: o.ClusterDir, OnError: folderError(o.ClusterDir)}
 		return world{source: folder, reporter: report.Discard{}}, nil
 	}
-	client, err := kube.Connect(kube.Options{Kubeconfig: o.Kubeconfig, Version: o.Version})
+	c := o.Config.ClientConnection
+	client, err := kube.Connect(kube.Options{Kubeconfig: c.Kubeconfig, Version: o.Version,
+		QPS: float32(c.QPS), Burst: c.Burst, ContentType: c.ContentType, AcceptContentTypes: c.AcceptContentTypes})
 	if err != nil {
 		return world{}, err
 	}
 	api := kube.New(client)
-	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost}, nil
+	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost, metrics: kube.Metrics()}, nil
 }
 
 func folderError(dir string) func(error) {

@@ -12,42 +12,85 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
 )
 
 // A server answers HTTP at one address.
 type server struct {
+	what, addr string
+	// reason is that of the Event that says that the address can't be bound; kube-proxy's.
+	reason  string
+	handler http.Handler
+	// patience is for how long an address that is in use is waited for, and again the pause before run tries anew.
+	patience, again time.Duration
+	// listener is set by open.
 	listener net.Listener
-	handler  http.Handler
 }
 
-// How long, and how often, listen tries an address that is in use.
+// The patience and the pause of an agent's servers, and how often open tries within its patience.
 const (
 	listenPatience = 5 * time.Second
+	serveAgain     = 5 * time.Second
 	listenAgain    = 100 * time.Millisecond
 )
 
-// listen opens the address. An agent that was killed may leave it in use for a moment, by a child that has not got as far
+// open opens the address. An agent that was killed may leave it in use for a moment, by a child that has not got as far
 // as exec; and a restart should not have to begin again for that.
-func listen(ctx context.Context, what, addr string, h http.Handler) (*server, error) {
-	for end := time.Now().Add(listenPatience); ; {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+func (s *server) open(ctx context.Context) error {
+	for end := time.Now().Add(s.patience); ; {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.addr)
 		switch {
 		case err == nil:
-			return &server{l, h}, nil
+			s.listener = l
+			return nil
 		case !errors.Is(err, syscall.EADDRINUSE):
-			return nil, fmt.Errorf("serve %s: %w", what, err)
+			return fmt.Errorf("serve %s: %w", s.what, err)
 		case time.Now().After(end) || !sleep(ctx, listenAgain):
-			return nil, fmt.Errorf("serve %s: %w; does another agent, or kube-proxy, run on this host?", what, err)
+			return fmt.Errorf("serve %s: %w; does another agent, or kube-proxy, run on this host?", s.what, err)
 		}
 	}
 }
 
-// run serves until the context ends.
-func (s *server) run(ctx context.Context) error {
+// serve serves until the context ends, which is no error, or the listener fails.
+func (s *server) serve(ctx context.Context) error {
 	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", s.what, err)
+	}
+	return nil
+}
+
+// run serves until the context ends, and tries again for as long when that fails. failed is told the first failure after
+// the start or a success.
+func (s *server) run(ctx context.Context, failed func(*server, error)) error {
+	for told := false; ctx.Err() == nil; {
+		err := s.open(ctx)
+		if err == nil {
+			if told {
+				klog.InfoS("An address can be bound at last", "what", s.what, "address", s.addr)
+			}
+			told = false
+			err = s.serve(ctx)
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if !told {
+			failed(s, err)
+		}
+		told = true
+		sleep(ctx, s.again)
+	}
+	return nil
+}
+
+// serveOrFail is run for bindAddressHardFail: it ends with the error of the first failure.
+func (s *server) serveOrFail(ctx context.Context, failed func(*server, error)) error {
+	err := s.serve(ctx)
+	if err != nil && ctx.Err() == nil {
+		failed(s, err)
 		return err
 	}
 	return nil
@@ -55,8 +98,8 @@ func (s *server) run(ctx context.Context) error {
 
 // healthHandler serves what kube-proxy serves on port 10256, with the same meaning, and /readyz.
 //
-//	/livez    200 unless something has been waiting to be programmed for a minute, other than routes that fail with an error
-//	/healthz  200 unless something has been waiting for a minute, and 503 while the node is about to go away, so that
+//	/livez    200 unless something has been waiting to be programmed for two syncPeriods, other than routes that fail with an error
+//	/healthz  200 unless something has been waiting for so long, and 503 while the node is about to go away, so that
 //	          load balancers send it nothing new
 //	/readyz   200 when the latest state of the cluster is in the kernel
 func healthHandler(s *status, m *metrics, now func() time.Time) http.Handler {
@@ -96,22 +139,28 @@ type health struct {
 func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
-		ok := p.healthy(now)
+		ok := v.keepsUp(p, now)
 		family, isRules := strings.CutPrefix(name, rulesPrefix)
 		// kube-proxy's /livez is about rules. Routes that fail with an error, such as a read-only /proc/sys, are alive: a
 		// restart would meet the same, over and over.
 		excused := !eligibility && !isRules && p.err != nil
 		h.Healthy = h.Healthy && (ok || excused)
-		if p.updated.After(h.LastUpdated) {
-			h.LastUpdated = p.updated
+		if !isRules {
+			continue
 		}
-		if isRules {
-			h.Status[family] = familyHealth{p.updated, ok}
+		// Before the first success it is when the agent started, as in kube-proxy.
+		updated := p.updated
+		if updated.IsZero() {
+			updated = v.started
 		}
+		if updated.After(h.LastUpdated) {
+			h.LastUpdated = updated
+		}
+		h.Status[family] = familyHealth{updated, ok}
 	}
 	eligible := true
 	if eligibility {
-		eligible = v.node != nil && !v.node.ToBeDeleted
+		eligible = v.node != nil && !v.node.ToBeDeleted // before the first look at the cluster it is not known, and not eligible
 		h.NodeEligible = &eligible
 	}
 	if h.Healthy && eligible {
@@ -157,18 +206,38 @@ func answer(w http.ResponseWriter, code int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// metricsHandler serves what kube-proxy serves on port 10249, as far as it applies.
-func metricsHandler(m *metrics) http.Handler {
+func textHeaders(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+}
+
+// metricsHandler serves what kube-proxy serves on port 10249, as far as it applies; with profiling, also what tells about the
+// program itself.
+//
+//	/metrics    for Prometheus
+//	/healthz    ok, for as long as the agent answers; so does /healthz/ping
+//	/proxyMode  iptables
+//	/configz    the configuration in force, as JSON
+//	/statusz    version, start and uptime, and where each part stands, for people
+func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	text := func(path, body string) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-			w.Header().Set("X-Content-Type-Options", "nosniff")
+			textHeaders(w)
 			fmt.Fprint(w, body)
 		})
 	}
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	text("/healthz", "ok")
+	text("/healthz/ping", "ok")
 	text("/proxyMode", "iptables")
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, configz(c)) })
+	mux.HandleFunc("/statusz", func(w http.ResponseWriter, _ *http.Request) {
+		textHeaders(w)
+		fmt.Fprint(w, statusz(m, now()))
+	})
+	if c.EnableProfiling {
+		profile(mux)
+	}
 	return mux
 }

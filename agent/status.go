@@ -7,19 +7,20 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// staleAfter is how long something may be waiting to be programmed before the agent calls itself unhealthy; kube-proxy's
-// value at its default settings.
-const staleAfter = 60 * time.Second
-
 // status is what the health endpoints and the metrics show of the loop. It is the one place that several goroutines
-// write to; mu guards all fields.
+// write to; mu guards what follows it.
 type status struct {
+	// staleAfter is how long something may be waiting to be programmed before the agent calls itself unhealthy. It does not
+	// change.
+	staleAfter time.Duration
+
 	mu       sync.Mutex
 	revision uint64 // of the latest goal; 0 before the first
 	node     *cluster.Node
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]*partStatus
+	started  time.Time
 }
 
 // A partStatus is where a Part stands.
@@ -35,8 +36,9 @@ type partStatus struct {
 	notes   []cluster.Note
 }
 
-func newStatus(parts []Part) *status {
-	s := &status{parts: map[string]*partStatus{}}
+// newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
+func newStatus(parts []Part, syncPeriod time.Duration) *status {
+	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
 	}
@@ -93,26 +95,39 @@ func (s *status) allNotes() []cluster.Note {
 
 // view is a copy of the status at one moment.
 type view struct {
+	staleAfter time.Duration
+
 	revision uint64
 	node     *cluster.Node
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]partStatus
+	started  time.Time
 }
 
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}}
+	v := view{staleAfter: s.staleAfter, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
 	for name, p := range s.parts {
 		v.parts[name] = *p
 	}
 	return v
 }
 
-// healthy tells whether a Part keeps up.
-func (p partStatus) healthy(now time.Time) bool {
-	return p.pending.IsZero() || now.Sub(p.pending) < staleAfter
+// keepsUp tells whether a Part does.
+func (v view) keepsUp(p partStatus, now time.Time) bool {
+	return p.pending.IsZero() || now.Sub(p.pending) < v.staleAfter
+}
+
+// healthy tells whether all Parts keep up.
+func (v view) healthy(now time.Time) bool {
+	for _, p := range v.parts {
+		if !v.keepsUp(p, now) {
+			return false
+		}
+	}
+	return true
 }
 
 // ready tells whether the latest goal is in the kernel, everywhere.

@@ -19,21 +19,29 @@ type AddressPolicy struct {
 	// the cluster. AllLoadBalancerIPs serves them wherever they are.
 	LoadBalancerIPs    []netip.Prefix
 	AllLoadBalancerIPs bool
-	// ServiceCIDRs are the networks that ClusterIPs are from.
+	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
 	ServiceCIDRs []netip.Prefix
 }
 
 // A guard judges the addresses that a Service claims.
 type guard struct {
-	policy AddressPolicy
-	nodes  []*cluster.Node
+	policy   AddressPolicy
+	nodes    []*cluster.Node
+	services []netip.Prefix // that ClusterIPs are from
 }
 
-func newGuard(c Config, nodes []*cluster.Node) guard {
-	if c.Addresses == nil {
-		return guard{nodes: nodes}
+func newGuard(c Config, s *cluster.Snapshot) guard {
+	g := guard{nodes: s.Nodes, services: s.ServiceCIDRs}
+	if c.Addresses != nil {
+		g.policy = *c.Addresses
+		g.services = slices.Concat(g.policy.ServiceCIDRs, s.ServiceCIDRs)
 	}
-	return guard{*c.Addresses, nodes}
+	return g
+}
+
+// same reports whether two guards of one Config judge alike.
+func (g guard) same(o guard) bool {
+	return slices.Equal(g.nodes, o.nodes) && slices.Equal(g.services, o.services)
 }
 
 // outside returns the Service's external and load balancer IPs of a family that may be served, with a Note for each other
@@ -97,7 +105,7 @@ func (g guard) part(a netip.Addr) string {
 			return "in the podCIDR of node " + n.Name
 		}
 	}
-	if within(a, g.policy.ServiceCIDRs) {
+	if within(a, g.services) {
 		return "in the service range"
 	}
 	return ""

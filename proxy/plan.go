@@ -13,6 +13,7 @@ import (
 type planned struct {
 	service   *cluster.Service
 	ports     []*Port
+	health    HealthCheck // without port when there is none
 	notes     []cluster.Note
 	endpoints int
 }
@@ -22,18 +23,20 @@ type planned struct {
 func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table, []cluster.Note) {
 	node := s.Node(c.NodeName)
 	here := newLocality(c.NodeName, node)
+	here.ip = c.nodeIP(f, node)
 	t := &Table{Family: f, Local: c.localTraffic(f, node), MasqueradeAll: c.MasqueradeAll, config: c, here: here}
-	t.nodes = s.Nodes
-	check := newGuard(c, s.Nodes)
+	ports, portNotes := c.nodePorts(f, s)
+	t.NodePorts, t.ServiceRanges, t.RejectUnknown = ports, c.serviceRanges(f, s), !c.ForwardUnknown
+	t.guard = newGuard(c, s)
 	t.services = make([]*planned, 0, len(s.Services))
 	t.Ports = make([]*Port, 0, len(s.Services))
 	var memo []*planned
 	if prev != nil && prev.config == c && prev.Family == f && prev.sameLocality(here) {
 		memo = prev.services
 	}
-	// Which addresses outside of the cluster are refused depends on the nodes.
-	moved := prev != nil && !slices.Equal(prev.nodes, s.Nodes)
-	var notes []cluster.Note
+	// Which addresses outside of the cluster are refused depends on the nodes and the service ranges.
+	moved := prev != nil && !prev.guard.same(t.guard)
+	notes := portNotes
 	for _, svc := range s.Services {
 		for len(memo) > 0 && memo[0].service != svc && before(memo[0].service, svc) {
 			memo = memo[1:]
@@ -42,13 +45,17 @@ func Plan(s *cluster.Snapshot, f cluster.Family, c Config, prev *Table) (*Table,
 		if len(memo) > 0 && memo[0].service == svc && !(moved && len(svc.ExternalIPs)+len(svc.LoadBalancerIPs) > 0) {
 			p, memo = memo[0], memo[1:]
 		} else {
-			p = planService(svc, f, here, check)
+			p = planService(svc, f, here, t.guard)
 		}
 		t.services = append(t.services, p)
 		t.Ports = append(t.Ports, p.ports...)
 		t.Endpoints += p.endpoints
+		if p.health.Port != 0 {
+			t.HealthChecks = append(t.HealthChecks, p.health)
+		}
 		notes = append(notes, p.notes...)
 	}
+	notes = append(notes, t.settleHealthChecks()...)
 	return t, append(notes, t.settle(prev)...)
 }
 
@@ -65,6 +72,8 @@ type locality struct {
 	zone     string
 	podCIDRs []netip.Prefix
 	ips      []netip.Addr
+	// ip is the one address of the family that stands for the node.
+	ip netip.Addr
 }
 
 func newLocality(name string, n *cluster.Node) locality {
@@ -75,7 +84,7 @@ func newLocality(name string, n *cluster.Node) locality {
 }
 
 func (t *Table) sameLocality(l locality) bool {
-	return t.here.node == l.node && t.here.zone == l.zone && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
+	return t.here.node == l.node && t.here.zone == l.zone && t.here.ip == l.ip && slices.Equal(t.here.podCIDRs, l.podCIDRs) && slices.Equal(t.here.ips, l.ips)
 }
 
 // has errs towards yes: an endpoint without node name (a slice written by hand) may be here, and one whose slice
@@ -100,8 +109,9 @@ func planService(svc *cluster.Service, f cluster.Family, here locality, check gu
 	}
 	external, balancer, notes := check.outside(svc, f)
 	p.notes = notes
+	p.health = healthCheckOf(svc, f, here)
 	sources := allowedSources(svc, f)
-	allowSelf := slices.ContainsFunc(here.ips, func(a netip.Addr) bool { return within(a, sources) })
+	allowSelf := within(here.ip, sources)
 	for i, sp := range svc.Ports {
 		// The API allows one port of a name; only a hand-written file can have two, which would share a chain.
 		if slices.ContainsFunc(svc.Ports[:i], func(o cluster.ServicePort) bool { return o.Name == sp.Name && o.Protocol == sp.Protocol }) {
@@ -193,6 +203,9 @@ func better(e, old *cluster.Endpoint) bool {
 
 // decide settles what happens to the port's traffic, by the Service's policies and the endpoints that there are.
 func (p *Port) decide(svc *cluster.Service, all []known, here locality) {
+	if p.Protocol == cluster.UDP {
+		p.Serving = serving(all)
+	}
 	if !slices.ContainsFunc(all, func(k known) bool { return k.Ready || k.Serving && k.Terminating }) {
 		p.Internal, p.External = Reject, Reject
 		return

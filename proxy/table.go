@@ -36,7 +36,7 @@ type Table struct {
 	here     locality
 	services []*planned
 	claims   [2][]claim // before conflicts were settled
-	nodes    []*cluster.Node
+	guard    guard
 }
 
 // Without returns the Table without the ports of the given Services: what is left when they are quarantined.
@@ -112,8 +112,8 @@ type Port struct {
 	// Cluster and Local are the endpoints for either verdict. They share the traffic evenly, and are ordered by the text of
 	// address and port as kube-proxy's rules are. A list that nothing refers to is empty.
 	Cluster, Local []Backend
-	// Serving are the endpoints whose UDP flows may go on: all that serve, wherever they are, ready or terminating. Other
-	// protocols' connections are never cut, and have none.
+	// Serving are the endpoints whose UDP flows may go on: all that serve or are ready, wherever they are; in the order
+	// of their addresses and ports. Other protocols' connections are never cut, and have none.
 	Serving []netip.AddrPort
 	// Affinity is how long a client stays with its endpoint, counted from its last new connection, in whole seconds; 0 for
 	// not at all.

@@ -11,7 +11,7 @@ import (
 // families, a caller that keeps the last Table and asks this first saves milliseconds for every changed endpoint. It
 // may report false although the plans would be the same.
 func SameInput(a, b *cluster.Snapshot) bool {
-	return slices.Equal(a.Nodes, b.Nodes) && sameHost(a.Host, b.Host) && slices.EqualFunc(a.Services, b.Services, sameAddresses)
+	return slices.Equal(a.Nodes, b.Nodes) && slices.Equal(a.ServiceCIDRs, b.ServiceCIDRs) && sameHost(a.Host, b.Host) && slices.EqualFunc(a.Services, b.Services, sameAddresses)
 }
 
 // sameAddresses reports whether two versions of a Service cover the same addresses, and would be named alike.

@@ -29,6 +29,7 @@ func TestSameInput(t *testing.T) {
 			s.Services = []*cluster.Service{service("10.200.2.1", &cluster.Service{})}
 		}, false},
 		{"a service less", func(s *cluster.Snapshot) { s.Services = nil }, false},
+		{"a service range", func(s *cluster.Snapshot) { s.ServiceCIDRs = prefixes("10.200.0.0/16") }, false},
 		{"a node less", func(s *cluster.Snapshot) { s.Nodes = nodes[1:] }, false},
 		{"a node's range", func(s *cluster.Snapshot) {
 			s.Nodes = []*cluster.Node{node("b", 2, "10.240.0.12 10.200.3.0/24"), nodes[1]}

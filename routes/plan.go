@@ -18,8 +18,8 @@ type Config struct {
 	// ClusterCIDRs are the ranges, of both families, that pods have addresses from. When there are any of a family,
 	// a podCIDR of that family outside them is refused; when there are none, every range is plausible.
 	ClusterCIDRs []netip.Prefix
-	// ServiceCIDRs are the ranges that ClusterIPs are from. For a family without any, the ClusterIPs that exist stand
-	// for the range.
+	// ServiceCIDRs are ranges that ClusterIPs are from, besides those that the Snapshot has. For a family without any, the
+	// ClusterIPs that exist stand for the range.
 	ServiceCIDRs []netip.Prefix
 }
 
@@ -64,7 +64,7 @@ type planner struct {
 	snap *cluster.Snapshot
 	own  *member // without a node while the API does not know this one
 
-	podRanges, serviceRanges [2][]netip.Prefix // what the operator says, by familyIndex
+	podRanges, serviceRanges [2][]netip.Prefix // by familyIndex
 
 	members []member // from the oldest to the youngest
 	claims  []claim  // in the order of members, each of which has a part of them
@@ -82,7 +82,7 @@ func newPlanner(s *cluster.Snapshot, c Config) *planner {
 	}
 	p := &planner{
 		snap: s, own: &member{},
-		podRanges: byFamily(c.ClusterCIDRs), serviceRanges: byFamily(c.ServiceCIDRs),
+		podRanges: byFamily(c.ClusterCIDRs), serviceRanges: byFamily(slices.Concat(c.ServiceCIDRs, s.ServiceCIDRs)),
 		members: make([]member, 0, len(s.Nodes)),
 		claims:  make([]claim, 0, total), // never grows, so members and rivals can point into it
 		ranges:  newPrefixMap[*rangeFacts](total),

@@ -63,6 +63,7 @@ type planCase struct {
 	own      *cluster.Node
 	nodes    []*cluster.Node
 	services []*cluster.Service
+	ranges   []netip.Prefix // of ServiceCIDR objects
 	host     *cluster.Host
 	config   Config
 	want     string
@@ -75,7 +76,7 @@ func (c planCase) snapshot() (*cluster.Snapshot, Config) {
 	}
 	slices.SortFunc(nodes, func(a, b *cluster.Node) int { return strings.Compare(a.Name, b.Name) })
 	c.config.NodeName = "own"
-	return &cluster.Snapshot{Nodes: nodes, Services: c.services, Host: c.host}, c.config
+	return &cluster.Snapshot{Nodes: nodes, ServiceCIDRs: c.ranges, Services: c.services, Host: c.host}, c.config
 }
 
 // text is what a plan is compared as.
@@ -155,6 +156,21 @@ Node c: PodCIDRRefused: podCIDR 169.254.0.0/16 overlaps the link-local range 169
 Node d: PodCIDRRefused: podCIDR 10.201.0.0/24 is not inside the cluster's pod range 10.200.0.0/16, 10.32.0.0/16, 169.254.0.0/16; right would be a part of it.
 Node e: PodCIDRRefused: podCIDR 10.200.0.0/15 is not inside the cluster's pod range 10.200.0.0/16, 10.32.0.0/16, 169.254.0.0/16; right would be a part of it.
 Node f: PodCIDRRefused: podCIDR 10.32.0.0/25 overlaps the service range 10.32.0.0/24; right would be a range outside it.
+`,
+	}, {
+		name:   "service ranges of the configuration and of the cluster",
+		own:    node("own", 1, usualOwn),
+		nodes:  []*cluster.Node{node("b", 2, "10.240.0.12 10.32.0.0/25"), node("c", 2, "10.240.0.13 10.33.0.0/25"), node("d", 2, "10.240.0.14 10.200.4.0/24")},
+		ranges: prefixes("10.33.0.0/24", "fd00:32::/112"),
+		host:   usualHost(),
+		config: Config{ServiceCIDRs: prefixes("10.32.0.0/24")},
+		want: `
+10.200.4.0/24 via 10.240.0.14 dev eth0 proto 102
+Node b: NodeIncomplete: The node has no IPv6 podCIDR, while this node has fd00:200:1::/64; pods of the two do not reach each other over IPv6.
+Node b: PodCIDRRefused: podCIDR 10.32.0.0/25 overlaps the service range 10.32.0.0/24; right would be a range outside it.
+Node c: NodeIncomplete: The node has no IPv6 podCIDR, while this node has fd00:200:1::/64; pods of the two do not reach each other over IPv6.
+Node c: PodCIDRRefused: podCIDR 10.33.0.0/25 overlaps the service range 10.33.0.0/24; right would be a range outside it.
+Node d: NodeIncomplete: The node has no IPv6 podCIDR, while this node has fd00:200:1::/64; pods of the two do not reach each other over IPv6.
 `,
 	}, {
 		name:  "a range with a ClusterIP in it",
@@ -337,7 +353,7 @@ func TestPlanOfShuffledInputIsTheSame(t *testing.T) {
 				})
 				nodes[i] = &other
 			}
-			shuffled := &cluster.Snapshot{Nodes: nodes, Services: s.Services, Host: s.Host}
+			shuffled := &cluster.Snapshot{ServiceCIDRs: s.ServiceCIDRs, Nodes: nodes, Services: s.Services, Host: s.Host}
 			if got := text(Plan(shuffled, config)); got != want {
 				t.Fatalf("%s, shuffled:\n%swant:\n%s", c.name, got, want)
 			}

@@ -28,6 +28,7 @@ var seenFrom = map[string]bool{
 	cluster.ReasonNextHopUnreachable: true,
 	cluster.ReasonRouteConflict:      true,
 	cluster.ReasonQuarantined:        true,
+	cluster.ReasonHealthCheckFailed:  true,
 }
 
 func (r *Reporter) noteEvent(now time.Time, n cluster.Note) *eventsv1.Event {
@@ -53,11 +54,19 @@ func (r *Reporter) event(now time.Time, about cluster.Ref, eventType, reason, me
 		Action:              action,
 		Reason:              reason,
 		Regarding: corev1.ObjectReference{
-			APIVersion: "v1", Kind: about.Kind, Namespace: about.Namespace, Name: about.Name, UID: types.UID(about.UID),
+			APIVersion: apiVersion(about.Kind), Kind: about.Kind, Namespace: about.Namespace, Name: about.Name, UID: types.UID(about.UID),
 		},
 		Note: cut(message, maxNote),
 		Type: eventType,
 	}
+}
+
+// apiVersion returns the version of the API that has a kind of object.
+func apiVersion(kind string) string {
+	if kind == "ServiceCIDR" {
+		return "networking.k8s.io/v1"
+	}
+	return "v1"
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

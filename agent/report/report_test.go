@@ -106,8 +106,9 @@ func TestEventContents(t *testing.T) {
 	r := at(&now, a, "n1")
 	r.Report([]cluster.Note{note(web, cluster.ReasonInvalidField, strings.Repeat("ä", 1000))})
 	r.Event(n1, corev1.EventTypeNormal, "Starting", "fairway starts")
+	r.Event(cluster.Ref{Kind: "ServiceCIDR", Name: "kubernetes"}, corev1.EventTypeWarning, "InvalidField", "fairway starts")
 	drain(r)
-	if len(a.events) != 2 {
+	if len(a.events) != 3 {
 		t.Fatalf("%d Events", len(a.events))
 	}
 	for _, e := range a.events {
@@ -116,6 +117,10 @@ func TestEventContents(t *testing.T) {
 		if e.Regarding.Kind == "Node" {
 			want = corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: "n1", UID: "u-2"}
 			namespace, typ, reason, text = "default", "Normal", "Starting", "fairway starts"
+		}
+		if e.Regarding.Kind == "ServiceCIDR" {
+			want = corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "ServiceCIDR", Name: "kubernetes"}
+			namespace, text = "default", "fairway starts"
 		}
 		if e.Regarding != want || e.Namespace != namespace || e.Type != typ || e.Reason != reason || e.Note != text ||
 			e.ReportingController != "fairway" || e.ReportingInstance != "n1" || e.Action == "" || !e.EventTime.Time.Equal(now) {

@@ -2,6 +2,7 @@ package source
 
 import (
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -18,7 +19,7 @@ type Assembler struct {
 	notes  map[ID][]cluster.Note
 	// What changed since the last Snapshot.
 	changedNodes, changedServices map[ID]bool
-	changedNotes                  bool
+	changedRanges, changedNotes   bool
 	last                          *cluster.Snapshot
 }
 
@@ -40,10 +41,11 @@ func NewAssembler() *Assembler {
 	}
 }
 
-// Set adds an object or replaces the one of the same ID. An equal one changes nothing, and the earlier one's values stay.
+// Set adds an object or replaces the one of the same ID. An equal one changes nothing, and the earlier one's values stay;
+// so does one that says nothing new but that it was triggered at another time.
 func (a *Assembler) Set(o *Object) {
 	old := a.objects[o.ID]
-	if old == o || old != nil && reflect.DeepEqual(old, o) {
+	if old != nil && same(old, o) {
 		return
 	}
 	a.objects[o.ID] = o
@@ -58,7 +60,24 @@ func (a *Assembler) Set(o *Object) {
 			a.detach(old)
 		}
 		a.attach(o)
+	case KindServiceCIDR:
+		a.changedRanges = true
+		a.setNotes(o.ID, o.remarks)
 	}
+}
+
+// same reports whether two versions of an object are the same, but for when a slice's change was triggered.
+func same(a, b *Object) bool {
+	if a == b {
+		return true
+	}
+	if a.slice == nil || b.slice == nil || a.slice.Triggered.Equal(b.slice.Triggered) {
+		return reflect.DeepEqual(a, b)
+	}
+	slice, object := *b.slice, *b
+	slice.Triggered = a.slice.Triggered
+	object.slice = &slice
+	return reflect.DeepEqual(a, &object)
 }
 
 // Delete removes an object. That there is none is no error.
@@ -76,6 +95,9 @@ func (a *Assembler) Delete(id ID) {
 		a.changedServices[id] = true
 	case KindEndpointSlice:
 		a.detach(old)
+	case KindServiceCIDR:
+		a.changedRanges = true
+		a.setNotes(id, nil)
 	}
 }
 
@@ -99,13 +121,15 @@ func (a *Assembler) Replace(kind Kind, objects []*Object) {
 func (a *Assembler) Snapshot() *cluster.Snapshot {
 	nodes := effective(a.last.Nodes, nodeID, a.nodeChanges())
 	services := effective(a.last.Services, serviceID, a.serviceChanges())
-	if len(nodes) == 0 && len(services) == 0 && !a.changedNotes {
+	ranges := a.ranges()
+	if len(nodes) == 0 && len(services) == 0 && slices.Equal(ranges, a.last.ServiceCIDRs) && !a.changedNotes {
 		return a.last
 	}
 	next := &cluster.Snapshot{
-		Nodes:    merge(a.last.Nodes, nodeID, nodes),
-		Services: merge(a.last.Services, serviceID, services),
-		Notes:    a.last.Notes,
+		Nodes:        merge(a.last.Nodes, nodeID, nodes),
+		Services:     merge(a.last.Services, serviceID, services),
+		ServiceCIDRs: ranges,
+		Notes:        a.last.Notes,
 	}
 	if a.changedNotes {
 		next.Notes = cluster.SortNotes(slices.Concat(slices.Collect(maps.Values(a.notes))...))
@@ -113,6 +137,22 @@ func (a *Assembler) Snapshot() *cluster.Snapshot {
 	}
 	a.last = next
 	return next
+}
+
+// ranges returns the networks of all ServiceCIDRs, in order without duplicates.
+func (a *Assembler) ranges() []netip.Prefix {
+	if !a.changedRanges {
+		return a.last.ServiceCIDRs
+	}
+	a.changedRanges = false
+	var all []netip.Prefix
+	for id, o := range a.objects {
+		if id.Kind == KindServiceCIDR {
+			all = append(all, o.serviceCIDRs...)
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
 }
 
 func nodeID(n *cluster.Node) ID { return ID{Kind: KindNode, Name: n.Name} }

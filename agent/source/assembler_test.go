@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 )
@@ -27,6 +28,14 @@ func sliceObject(ns, service, name string, addrs ...string) *Object {
 	}
 	return &Object{ID: ID{Kind: KindEndpointSlice, Namespace: ns, Name: name}, owner: service, slice: s,
 		remarks: &remarks{about: cluster.Ref{Kind: "Service", Namespace: ns, Name: service}}}
+}
+
+func rangeObject(name string, networks ...string) *Object {
+	o := &Object{ID: ID{Kind: KindServiceCIDR, Name: name}}
+	for _, n := range networks {
+		o.serviceCIDRs = append(o.serviceCIDRs, cidr(n))
+	}
+	return o
 }
 
 func names(s *cluster.Snapshot) []string {
@@ -120,6 +129,69 @@ func TestAssemblerKeepsPointers(t *testing.T) {
 	}
 }
 
+// TestAssemblerRanges: the ranges of all ServiceCIDRs, whatever the objects that they are from.
+func TestAssemblerRanges(t *testing.T) {
+	a := NewAssembler()
+	a.Set(nodeObject("n1", "10.1.1.0/24"))
+	before := a.Snapshot()
+	want := func(text string) *cluster.Snapshot {
+		t.Helper()
+		s := a.Snapshot()
+		if got := fmt.Sprint(s.ServiceCIDRs); got != text {
+			t.Errorf("ranges %s, want %s", got, text)
+		}
+		return s
+	}
+	a.Set(rangeObject("kubernetes", "10.96.0.0/16", "fd00::/112"))
+	first := want("[10.96.0.0/16 fd00::/112]")
+	if first == before || first.Nodes[0] != before.Nodes[0] {
+		t.Error("a range must give a new Snapshot with the same nodes")
+	}
+	a.Set(rangeObject("copy", "fd00::/112"))
+	if want("[10.96.0.0/16 fd00::/112]") != first {
+		t.Error("a second object with a known range gave a new Snapshot")
+	}
+	a.Set(rangeObject("more", "10.32.0.0/16"))
+	want("[10.32.0.0/16 10.96.0.0/16 fd00::/112]")
+	a.Delete(rangeObject("kubernetes").ID)
+	want("[10.32.0.0/16 fd00::/112]")
+	refused := rangeObject("none")
+	refused.remarks = &remarks{about: cluster.Ref{Kind: "ServiceCIDR", Name: "none"}}
+	refused.remarks.invalid("a field")
+	a.Set(refused)
+	if notes := lines(a.Snapshot().Notes); notes != "ServiceCIDR none: InvalidField: a field\n" {
+		t.Errorf("notes: %s", notes)
+	}
+	a.Replace(KindServiceCIDR, nil)
+	if s := want("[]"); len(s.Notes) > 0 {
+		t.Errorf("notes of what is gone: %v", s.Notes)
+	}
+	wantNames(t, first, "n1")
+}
+
+// TestAssemblerIgnoresTriggers: a slice that says nothing new but another trigger time is the same slice; with something
+// else it has its own.
+func TestAssemblerIgnoresTriggers(t *testing.T) {
+	a := NewAssembler()
+	at := func(second int, addr string) *Object {
+		o := sliceObject("a", "x", "x-1", addr)
+		o.slice.Triggered = time.Date(2026, 1, 2, 3, 4, second, 0, time.UTC)
+		return o
+	}
+	a.Set(serviceObject("a", "x", ""))
+	a.Set(at(1, "10.0.0.1"))
+	first := a.Snapshot()
+	a.Set(at(2, "10.0.0.1"))
+	if a.Snapshot() != first {
+		t.Error("a trigger time alone gave a new Snapshot")
+	}
+	a.Set(at(3, "10.0.0.2"))
+	second := a.Snapshot()
+	if got := second.Services[0].Slices[0].Triggered.Second(); second == first || got != 3 {
+		t.Errorf("the change of second 3 came with a slice of second %d", got)
+	}
+}
+
 func TestAssemblerNotes(t *testing.T) {
 	a := NewAssembler()
 	slice := func(name string, n int) *Object {
@@ -166,7 +238,9 @@ func TestAssemblerHasNoHistory(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	object := func() *Object {
 		n := fmt.Sprint(rnd.IntN(6))
-		switch rnd.IntN(3) {
+		switch rnd.IntN(4) {
+		case 3:
+			return rangeObject("r"+n, fmt.Sprintf("10.96.%d.0/24", rnd.IntN(4)))
 		case 0:
 			return nodeObject("n"+n, fmt.Sprintf("10.1.%d.0/24", rnd.IntN(3)))
 		case 1:
@@ -201,7 +275,7 @@ func TestAssemblerHasNoHistory(t *testing.T) {
 			fresh.Set(o)
 		}
 		got, want := a.Snapshot(), fresh.Snapshot()
-		if !slices.Equal(names(got), names(want)) || lines(got.Notes) != lines(want.Notes) ||
+		if !slices.Equal(names(got), names(want)) || lines(got.Notes) != lines(want.Notes) || !slices.Equal(got.ServiceCIDRs, want.ServiceCIDRs) ||
 			len(got.Services) > 0 && !reflect.DeepEqual(got.Services, want.Services) || len(got.Nodes) > 0 && !reflect.DeepEqual(got.Nodes, want.Nodes) {
 			t.Fatalf("step %d: with history\n%q\n%swithout\n%q\n%s", step, names(got), lines(got.Notes), names(want), lines(want.Notes))
 		}

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -319,6 +320,31 @@ Service a.b/db: InvalidField: metadata.namespace is "a.b", which is not a name o
 	}
 }
 
+func TestConvertServiceCIDR(t *testing.T) {
+	for _, c := range []struct {
+		name, in string
+		want     []netip.Prefix
+		notes    string
+	}{{
+		name: "both families, on its way out",
+		in:   `{metadata: {name: kubernetes, uid: 1f0c, deletionTimestamp: "2026-01-02T04:04:05Z"}, spec: {cidrs: [10.32.0.0/24, "fd00:32::/112"]}}`,
+		want: []netip.Prefix{cidr("10.32.0.0/24"), cidr("fd00:32::/112")},
+	}, {
+		name: "what does not parse is left out, the rest stays",
+		in:   `{metadata: {name: more}, spec: {cidrs: [10.33.0.0, 0.0.0.0/0, 10.32.0.7/24]}}`,
+		want: []netip.Prefix{cidr("10.32.0.0/24")},
+		notes: `
+ServiceCIDR more: InvalidField: spec.cidrs[0] is "10.33.0.0", which is not a CIDR such as 192.0.2.0/24 or 2001:db8::/64
+ServiceCIDR more: InvalidField: spec.cidrs[1] is 0.0.0.0/0, every address there is; the network that ClusterIPs are from is wanted
+`,
+	}} {
+		t.Run(c.name, func(t *testing.T) {
+			o := convertYAML(t, &networkingv1.ServiceCIDR{}, c.in)
+			check(t, o.serviceCIDRs, c.want, o, c.notes)
+		})
+	}
+}
+
 func TestConvertEndpointSlice(t *testing.T) {
 	const head = "metadata: {name: db-x1, namespace: default, labels: {kubernetes.io/service-name: db}}\n"
 	ready := cluster.Endpoint{Ready: true, Serving: true}
@@ -352,6 +378,32 @@ endpoints:
 				{Addr: ip("10.244.1.4"), Serving: true, Terminating: true},
 				{Addr: ip("10.244.1.5")},
 			}},
+	}, {
+		name: "triggered",
+		in: `
+metadata:
+  name: db-x1
+  namespace: default
+  labels: {kubernetes.io/service-name: db}
+  annotations: {endpoints.kubernetes.io/last-change-trigger-time: "2026-01-02T04:04:05.000000006+01:00"}
+addressType: IPv4
+`,
+		want: &cluster.EndpointSlice{Name: "db-x1", Family: cluster.IPv4, Triggered: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
+	}, {
+		name: "triggered at no time",
+		in: `
+metadata:
+  name: db-x1
+  namespace: default
+  labels: {kubernetes.io/service-name: db}
+  annotations: {endpoints.kubernetes.io/last-change-trigger-time: yesterday}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.2]}]
+`,
+		want: slice(at("10.244.1.2")),
+		notes: `
+Service default/db: InvalidField: EndpointSlice db-x1: annotation endpoints.kubernetes.io/last-change-trigger-time is "yesterday", which is not a time such as 2026-01-02T15:04:05.123Z (RFC 3339); how long the change takes is not measured
+`,
 	}, {
 		name: "IPv6",
 		in:   head + "addressType: IPv6\nendpoints: [{addresses: [\"FD00::0002\"]}]",

@@ -2,6 +2,7 @@ package source
 
 import (
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -39,7 +40,8 @@ func convertEndpointSlice(s *discoveryv1.EndpointSlice) *Object {
 		c.invalid("EndpointSlice %s: addressType is %s; it can be IPv4 or IPv6", c.name, quoted(string(s.AddressType)))
 		return o
 	}
-	o.slice = &cluster.EndpointSlice{Name: s.Name, Family: c.family, Ports: c.ports(s.Ports), Endpoints: c.endpoints(s.Endpoints)}
+	o.slice = &cluster.EndpointSlice{Name: s.Name, Family: c.family, Triggered: c.triggered(s.Annotations),
+		Ports: c.ports(s.Ports), Endpoints: c.endpoints(s.Endpoints)}
 	return o
 }
 
@@ -52,6 +54,21 @@ type sliceConverter struct {
 
 func (c *sliceConverter) field(format string, args ...any) string {
 	return "EndpointSlice " + c.name + ": " + fmt.Sprintf(format, args...)
+}
+
+// triggered reads when the change happened that led to this version of the slice.
+func (c *sliceConverter) triggered(annotations map[string]string) time.Time {
+	text, ok := annotations[corev1.EndpointsLastChangeTriggerTime]
+	if !ok {
+		return time.Time{}
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		c.invalid("%s is %s, which is not a time such as 2026-01-02T15:04:05.123Z (RFC 3339); how long the change takes is not measured",
+			c.field("annotation %s", corev1.EndpointsLastChangeTriggerTime), quoted(text))
+		return time.Time{}
+	}
+	return t.UTC()
 }
 
 // ports reads the slice's ports. One without a name or without a number is no port of a Service: the API server

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 )
@@ -24,11 +25,14 @@ func FuzzConvert(f *testing.F) {
 		`{"metadata":{"name":"\" -j ACCEPT\n","namespace":"%s","uid":"\u0000","labels":{"kubernetes.io/service-name":"-A"}}}`,
 		`{"metadata":{"name":"a","namespace":"a","labels":{"kubernetes.io/service-name":"a"}},"addressType":"IPv6","endpoints":[{"addresses":["fe80::1%eth0"]},{"addresses":["::ffff:127.0.0.1"]},{}]}`,
 		`{"metadata":{"name":"a","namespace":"a"},"spec":{"clusterIP":"10.0.0.1","ports":[{"port":-1},{"port":80,"nodePort":-1}],"healthCheckNodePort":99999,"type":"LoadBalancer","externalTrafficPolicy":"Local"}}`,
+		`{"metadata":{"name":"kubernetes","uid":"u","deletionTimestamp":"2026-01-02T03:04:05Z"},"spec":{"cidrs":["10.96.0.0/12","fd00::/108"]}}`,
+		`{"metadata":{"name":"x\n-A","annotations":{"endpoints.kubernetes.io/last-change-trigger-time":"\u0000"}},"spec":{"cidrs":["::ffff:10.0.0.0/104","0.0.0.0/0","::/0","-A"]}}`,
+		`{"metadata":{"name":"a","namespace":"a","labels":{"kubernetes.io/service-name":"a"},"annotations":{"endpoints.kubernetes.io/last-change-trigger-time":"2026-01-02T03:04:05.000000001+14:00"}},"addressType":"IPv4"}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, obj := range []any{&corev1.Node{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}} {
+		for _, obj := range []any{&corev1.Node{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &networkingv1.ServiceCIDR{}} {
 			if json.Unmarshal(data, obj) != nil {
 				continue
 			}
@@ -46,6 +50,10 @@ func FuzzConvert(f *testing.F) {
 			}
 			if o.slice != nil {
 				v.slice(o.slice)
+			}
+			v.prefixes(o.serviceCIDRs)
+			for _, p := range o.serviceCIDRs {
+				v.require(p.Bits() > 0, "service range", p.String())
 			}
 		}
 	})

@@ -3,10 +3,12 @@ package source
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 )
@@ -19,7 +21,11 @@ const (
 	KindNode          Kind = "Node"
 	KindService       Kind = "Service"
 	KindEndpointSlice Kind = "EndpointSlice"
+	KindServiceCIDR   Kind = "ServiceCIDR"
 )
+
+// Kinds are all of them, in the order in which everything treats them.
+var Kinds = [...]Kind{KindNode, KindService, KindEndpointSlice, KindServiceCIDR}
 
 // An ID names an object among all others. Namespace and Name are as given, so they may be no valid names.
 type ID struct {
@@ -44,14 +50,16 @@ type Object struct {
 	node    *cluster.Node
 	service *cluster.Service
 	slice   *cluster.EndpointSlice
+	// serviceCIDRs are the networks of a ServiceCIDR.
+	serviceCIDRs []netip.Prefix
 	// owner is the name of the Service that an EndpointSlice belongs to, in the slice's namespace.
 	owner string
 	// remarks is nil when there are none, as with nearly all objects.
 	remarks *remarks
 }
 
-// Convert converts a *corev1.Node, *corev1.Service or *discoveryv1.EndpointSlice. The error is for any other type: the
-// program is wrong, not the object.
+// Convert converts a *corev1.Node, *corev1.Service, *discoveryv1.EndpointSlice or *networkingv1.ServiceCIDR. The error is
+// for any other type: the program is wrong, not the object.
 func Convert(obj any) (*Object, error) {
 	var converted *Object
 	switch o := obj.(type) {
@@ -61,8 +69,10 @@ func Convert(obj any) (*Object, error) {
 		converted = convertService(o)
 	case *discoveryv1.EndpointSlice:
 		converted = convertEndpointSlice(o)
+	case *networkingv1.ServiceCIDR:
+		converted = convertServiceCIDR(o)
 	default:
-		return nil, fmt.Errorf("convert %T: not a Node, Service or EndpointSlice", obj)
+		return nil, fmt.Errorf("convert %T: not a Node, Service, EndpointSlice or ServiceCIDR", obj)
 	}
 	if converted.remarks != nil && len(converted.remarks.notes) == 0 {
 		converted.remarks = nil

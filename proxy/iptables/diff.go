@@ -97,6 +97,8 @@ type change struct {
 	remove []string
 	drop   []Jump // jumps to delete
 	insert []Jump // jumps to insert before all else, in this order
+	shared []Jump // rules to insert into chains that we share
+	create bool   // the shared chain is missing
 }
 
 // A chainChange replaces the rules of a chain; old is "" for a new one.
@@ -106,7 +108,7 @@ type chainChange struct {
 }
 
 func (c *change) empty() bool {
-	return len(c.set)+len(c.remove)+len(c.drop)+len(c.insert) == 0
+	return len(c.set)+len(c.remove)+len(c.drop)+len(c.insert)+len(c.shared) == 0
 }
 
 func compare(have, want *Table) *change {
@@ -137,6 +139,8 @@ func compare(have, want *Table) *change {
 	for _, o := range old {
 		removed(o)
 	}
+	c.shared = have.Shared.lacks(want.Shared.Rules)
+	c.create = len(c.shared) > 0 && !have.Shared.Chain
 	for _, from := range builtins(have, want) {
 		h, w := have.jumpsFrom(from), want.jumpsFrom(from)
 		if !slices.Equal(h, w) {
@@ -169,7 +173,7 @@ func (t *Table) jumpsFrom(builtin string) (list []Jump) {
 
 // split divides a change of the filter table into one that only adds rules and one that takes the rest away.
 func (c *change) split() (gains, losses *change) {
-	gains = &change{drop: c.drop, insert: c.insert}
+	gains = &change{drop: c.drop, insert: c.insert, shared: c.shared, create: c.create}
 	losses = &change{remove: c.remove}
 	for _, s := range c.set {
 		lost := missing(s.old, s.Rules)
@@ -226,6 +230,9 @@ func (r *Restore) write(table string, c *change) {
 		names = append(names, s.Name)
 		size += len(s.Rules)
 	}
+	if c.create {
+		names = append(names, chainKubelet)
+	}
 	slices.Sort(names)
 	// A first load is megabytes, which should not be copied from one buffer to the next larger one.
 	r.text.Grow(size + 2*(len(names)+4)*maxChainName)
@@ -234,10 +241,14 @@ func (r *Restore) write(table string, c *change) {
 		r.line(":", n, " - [0:0]")
 	}
 	r.chains += len(names)
+	if len(names) == 0 && len(c.shared) > 0 { // a rule in somebody else's chain
+		r.chains++
+	}
 	for _, j := range c.drop {
 		r.line("-D ", strings.TrimSuffix(j.Rule[len("-A "):], "\n"))
 	}
-	for _, j := range slices.Backward(c.insert) {
+	// The shared ones come last, and so first: they must be met before anything that accepts.
+	for _, j := range slices.Concat(reversed(c.insert), c.shared) {
 		r.line("-I ", j.From, " 1 ", strings.TrimSuffix(j.Rule[len("-A "+j.From+" "):], "\n"))
 	}
 	for _, s := range c.set {
@@ -250,6 +261,12 @@ func (r *Restore) write(table string, c *change) {
 		r.line("-X ", n)
 	}
 	r.line("COMMIT")
+}
+
+func reversed(list []Jump) []Jump {
+	list = slices.Clone(list)
+	slices.Reverse(list)
+	return list
 }
 
 // gained returns the service ports that a changed chain has new rules of.

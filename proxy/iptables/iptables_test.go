@@ -41,6 +41,12 @@ func TestRandomWalk(t *testing.T) {
 		tables := map[cluster.Family]*proxy.Table{}
 		rules := map[cluster.Family]*iptables.Ruleset{}
 		kernels := map[cluster.Family]*iptables.Ruleset{cluster.IPv4: {Family: cluster.IPv4}, cluster.IPv6: {Family: cluster.IPv6}}
+		config := config
+		config.ForwardUnknown = seed%4 == 3
+		config.NodePorts = &proxy.NodePortPolicy{Localhost: seed%2 == 1}
+		if seed%3 == 1 {
+			s.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24"), netip.MustParsePrefix("fd00:10:96::/112")}
+		}
 		for step := range 15 {
 			what := fmt.Sprintf("seed %d, step %d", seed, step)
 			for _, f := range cluster.Families {
@@ -50,7 +56,7 @@ func TestRandomWalk(t *testing.T) {
 					t.Fatalf("%s: the memo shows in the notes: %v, expected %v", what, notes, freshNotes)
 				}
 				o := options
-				o.Large = step%7 == 6
+				o.Large, o.Counters = step%7 == 6, step%5 == 4
 				want := iptables.Render(table, o, rules[f])
 				if got, from := want.String(), iptables.Render(fresh, o, nil).String(); got != from {
 					t.Fatalf("%s: the memo shows in the rules:\n%s\nexpected\n%s", what, got, from)

@@ -180,6 +180,8 @@ func (t *parsedTable) declare(line string) error {
 	}
 	switch {
 	case !strings.HasPrefix(policy, "-"): // a built-in chain
+	case t.name == Filter && name == chainKubelet:
+		t.Shared.Chain = true
 	case Owned(t.name, name):
 		c := &Chain{Name: name}
 		t.Chains = append(t.Chains, c)
@@ -193,6 +195,9 @@ func (t *parsedTable) declare(line string) error {
 // jump takes a rule of a chain that is not ours, as far as it leads to one. In a built-in chain it is one of ours, unless it
 // leads to a chain that only our own chains lead to: then it is somebody else's, who uses KUBE-MARK-MASQ for example.
 func (t *parsedTable) jump(from, line string) {
+	if t.name == Filter {
+		t.Shared.see(from, line)
+	}
 	to := target(line)
 	if !Owned(t.name, to) {
 		return

@@ -21,6 +21,7 @@ const (
 	refuseExternal        // filter, KUBE-EXTERNAL-SERVICES
 	refuseNodePort        // filter, KUBE-EXTERNAL-SERVICES, behind the addresses
 	refuseSource          // filter, KUBE-PROXY-FIREWALL
+	healthCheck           // filter, KUBE-NODEPORTS
 	places
 )
 
@@ -31,7 +32,7 @@ type portRules struct {
 }
 
 func (r *portRules) add(place int, key netip.Addr, p *proxy.Port, rule string) {
-	r.entries[place] = append(r.entries[place], &entry{key, rule, p})
+	r.entries[place] = append(r.entries[place], &entry{key: key, rule: rule, port: p})
 }
 
 // A portRenderer writes the rules of single ports.
@@ -40,6 +41,11 @@ type portRenderer struct {
 	options       Options
 	local         proxy.LocalTraffic
 	masqueradeAll bool
+	// unknown tells that ClusterIPs outside of all ranges reject what is for no port of theirs.
+	unknown bool
+	ranges  []netip.Prefix
+	// counted tells that what comes through a node port at 127.0.0.0/8 is counted.
+	counted bool
 	// odds are the matches of probability, by the number of backends left.
 	odds []string
 	// svc and sep are writers whose memory serves one port after the other.
@@ -50,6 +56,7 @@ func (r *portRenderer) render(p *proxy.Port) *portRules {
 	rules := &portRules{}
 	w := portWriter{r, p, rules, p.Name.String(), p.Protocol.String(), portHash(p)}
 	w.refuse()
+	w.perService()
 	var internal string
 	switch p.Internal {
 	case proxy.ToCluster:
@@ -114,6 +121,28 @@ func (w *portWriter) refuse() {
 	}
 }
 
+// perService writes what a Service has once, whatever its ports; the first one writes it.
+func (w *portWriter) perService() {
+	p, svc := w.port, w.port.Service
+	if first := svc.Ports[0]; p.Name.Port != first.Name || p.Protocol != first.Protocol {
+		return
+	}
+	if n := svc.HealthCheckNodePort; n != 0 {
+		w.rules.add(healthCheck, portKey(cluster.TCP, n), p, "-p tcp"+comment(w.name+" health check node port")+dportMatch("tcp", n)+" -j ACCEPT")
+	}
+	inRange := slices.ContainsFunc(w.ranges, func(r netip.Prefix) bool { return r.Contains(p.ClusterIP) })
+	if w.unknown && !inRange && p.ClusterIP.IsValid() {
+		w.rules.entries[refuseAddress] = append(w.rules.entries[refuseAddress],
+			&entry{p.ClusterIP, unknown(network(p.ClusterIP), svc.Namespace+"/"+svc.Name+" has no such port", w.family), p, true})
+	}
+}
+
+// unknown writes the rule that rejects what is for no service port. Addresses of this machine are spared: what is sent to
+// them does not leave it, and a process may serve there, as a DNS cache does.
+func unknown(destination, why string, f cluster.Family) string {
+	return "-d " + destination + comment(why) + " -m addrtype ! --dst-type LOCAL -j REJECT --reject-with " + rejectWith(f)
+}
+
 // refusal returns the comment and target for a verdict; the target is empty for one that lets traffic through.
 func (w *portWriter) refusal(v proxy.Verdict) (why, target string) {
 	switch v {
@@ -140,6 +169,9 @@ func (w *portWriter) external() {
 	about := func(text string) string { return w.detail(comment(text + " for " + w.name + " external destinations")) }
 	rule := func(pieces ...string) { ext.rule(p, strings.TrimPrefix(strings.Join(pieces, ""), " ")) }
 	svc := "KUBE-SVC-" + w.hash
+	if p.NodePort != 0 && w.counted {
+		rule("-d 127.0.0.0/8 -m nfacct --nfacct-name ", LocalhostCounter)
+	}
 	if p.External == proxy.ToCluster {
 		rule(about("masquerade traffic"), " -j ", chainMarkMasq)
 		rule("-j ", svc)

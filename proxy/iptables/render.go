@@ -21,9 +21,17 @@ type Options struct {
 	// the translation, and the surprised client resets the connection. Not wanted when
 	// net.netfilter.nf_conntrack_tcp_be_liberal is set.
 	DropInvalid bool
+	// Counters counts the packets of two rules in nfacct objects, LocalhostCounter and InvalidCounter, which must be there.
+	Counters bool
 	// Large leaves out the comments of endpoints' rules, see [LargeCluster].
 	Large bool
 }
+
+// The names of the nfacct objects, as in kube-proxy.
+const (
+	LocalhostCounter = "localhost_nps_accepted_pkts"
+	InvalidCounter   = "ct_state_invalid_dropped_pkts"
+)
 
 const (
 	largeAbove = 1000
@@ -46,22 +54,31 @@ type inputs struct {
 	options Options
 	local   proxy.LocalTraffic
 	all     bool
+	unknown bool
+	// ranges is the text of the service ranges.
+	ranges string
+	// localhost tells that node ports are served at 127.0.0.0/8.
+	localhost bool
 }
 
 // memo is what Render keeps for the next Render. Everything in it is in the Ruleset too; it only tells what came from
 // which port.
 type memo struct {
 	inputs
-	ports   []*proxy.Port
-	rules   []*portRules // of these ports
-	entries [places][]*entry
-	trees   [places]*part
+	// serviceRanges and nodePorts are the Table's. inputs has of them what the rules of ports depend on.
+	serviceRanges []netip.Prefix
+	nodePorts     proxy.NodePorts
+	ports         []*proxy.Port
+	rules         []*portRules // of these ports
+	entries       [places][]*entry
+	trees         [places]*part
 }
 
 // Render writes the rules for a Table, one family. prev is a memo and nothing else: the rules of a port that kept its
 // pointer are taken over, and the result equals that of Render(t, o, nil).
 func Render(t *proxy.Table, o Options, prev *Ruleset) *Ruleset {
-	m := &memo{inputs: inputs{t.Family, o, t.Local, t.MasqueradeAll}}
+	m := &memo{serviceRanges: t.ServiceRanges, nodePorts: t.NodePorts,
+		inputs: inputs{t.Family, o, t.Local, t.MasqueradeAll, t.RejectUnknown, fmt.Sprint(t.ServiceRanges), t.NodePorts.Localhost}}
 	if prev == nil || prev.memo == nil || prev.memo.inputs != m.inputs {
 		prev = &Ruleset{memo: &memo{}}
 	}
@@ -78,7 +95,8 @@ func Render(t *proxy.Table, o Options, prev *Ruleset) *Ruleset {
 // renderPorts writes the rules of all ports, and returns those which an earlier Render had more, and fewer.
 func (m *memo) renderPorts(ports []*proxy.Port, old *memo) (gone, fresh []*portRules) {
 	m.ports, m.rules = ports, make([]*portRules, 0, len(ports))
-	p := portRenderer{family: m.family, options: m.options, local: m.local, masqueradeAll: m.all}
+	p := portRenderer{family: m.family, options: m.options, local: m.local, masqueradeAll: m.all,
+		unknown: m.unknown, ranges: m.serviceRanges, counted: m.localhost && m.options.Counters}
 	i := 0
 	for _, port := range ports {
 		for i < len(old.ports) && old.ports[i] != port && !later(old.ports[i], port) {
@@ -122,7 +140,7 @@ func (m *memo) nat(prev *Ruleset, gone, fresh []*portRules) Table {
 	for _, r := range fresh {
 		d.fresh = append(d.fresh, r.chains...)
 	}
-	m.dispatch(&d, toAddress, chainServices, addressJump("KUBE-SVC-"), prev, &entry{rule: nodePortTail(m.family)})
+	m.dispatch(&d, toAddress, chainServices, addressJump("KUBE-SVC-"), prev, nodePortTail(m.family, m.nodePorts)...)
 	m.dispatch(&d, toNodePort, chainNodePorts, portJump, prev)
 	if len(prev.NAT.Chains) == 0 {
 		mark, random := m.mark(), ""
@@ -152,24 +170,49 @@ func (m *memo) dispatch(d *dispatcher, place int, chain string, jump func(netip.
 // mark is the packet mark that says "replace the source", as iptables-save prints it.
 func (m *memo) mark() string { return fmt.Sprintf("%#x", uint32(1)<<m.options.MasqueradeBit) }
 
-// nodePortTail is the rule that sends what no VIP took to the node ports. The loopback network is left out: its
-// packets can't be sent elsewhere unless net.ipv4.conf.all.route_localnet opens the host's loopback services to the
-// neighbours (CVE-2020-8558).
-func nodePortTail(f cluster.Family) string {
-	loopback := "127.0.0.0/8"
-	if f == cluster.IPv6 {
-		loopback = "::1/128"
+// nodePortTail are the rules that send what no VIP took to the node ports. The loopback network is left out unless node ports
+// are to be there: its packets can't be sent elsewhere unless net.ipv4.conf.all.route_localnet lets them.
+func nodePortTail(f cluster.Family, n proxy.NodePorts) (tail []*entry) {
+	const about = ` -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"`
+	if !n.Everywhere {
+		for _, a := range n.Addrs {
+			tail = append(tail, &entry{rule: address(a) + about + " -j " + chainNodePorts})
+		}
+		return tail
 	}
-	return "! -d " + loopback + ` -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"` +
-		" -m addrtype --dst-type LOCAL -j " + chainNodePorts
+	not := ""
+	switch {
+	case f == cluster.IPv6:
+		not = "! -d ::1/128"
+	case !n.Localhost:
+		not = "! -d 127.0.0.0/8"
+	}
+	return []*entry{{rule: strings.TrimPrefix(not+about+" -m addrtype --dst-type LOCAL -j "+chainNodePorts, " ")}}
+}
+
+// unknownTail are the rules for the service ranges.
+func (m *memo) unknownTail() (tail []*entry) {
+	if !m.unknown {
+		return nil
+	}
+	for _, r := range m.serviceRanges {
+		tail = append(tail, &entry{rule: unknown(r.String(), "no Service has this address and port", m.family)})
+	}
+	return tail
 }
 
 // filter assembles filter: what is rejected, and what forwarding must not stop.
 func (m *memo) filter(prev *Ruleset) Table {
 	d := dispatcher{}
-	m.dispatch(&d, refuseAddress, chainServices, addressJump("KUBE-SVC-"), prev)
+	m.dispatch(&d, refuseAddress, chainServices, addressJump("KUBE-SVC-"), prev, m.unknownTail()...)
 	m.dispatch(&d, refuseExternal, chainExternal, addressJump("KUBE-EXT-"), prev, m.entries[refuseNodePort]...)
 	m.dispatch(&d, refuseSource, chainFirewall, addressJump("KUBE-FW-"), prev)
+	checks := len(m.entries[healthCheck]) > 0
+	if checks {
+		m.dispatch(&d, healthCheck, chainNodePorts, portJump, prev)
+	} else if old := prev.memo.trees[healthCheck]; old != nil {
+		d.drop(old)
+	}
 	if len(prev.Filter.Chains) == 0 {
 		mark := m.mark()
 		forward := []string{
@@ -177,7 +220,11 @@ func (m *memo) filter(prev *Ruleset) Table {
 			`-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
 		}
 		if m.options.DropInvalid {
-			forward = slices.Insert(forward, 0, "-m conntrack --ctstate INVALID -j DROP")
+			counter := ""
+			if m.options.Counters {
+				counter = " -m nfacct --nfacct-name " + InvalidCounter
+			}
+			forward = slices.Insert(forward, 0, "-m conntrack --ctstate INVALID"+counter+" -j DROP")
 		}
 		d.fresh = append(d.fresh, fixedChain(chainForward, forward...))
 	}
@@ -190,14 +237,22 @@ func (m *memo) filter(prev *Ruleset) Table {
 		"FORWARD", visible,
 		"OUTPUT", portals,
 	}
+	// Jumps to chains that have nothing would cost every packet something for nothing.
+	if checks {
+		ways = slices.Insert(ways, 0, "INPUT", `-m comment --comment "kubernetes health check service ports" -j `+chainNodePorts)
+	}
 	if len(m.entries[refuseSource]) > 0 {
-		// The firewall comes first in each. Without it, its jumps would cost every packet something for nothing.
+		// The firewall comes first in each.
 		firewall := `-m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j ` + chainFirewall
 		for _, from := range [...]string{"INPUT", "FORWARD", "OUTPUT"} {
 			ways = slices.Insert(ways, slices.Index(ways, from), from, firewall)
 		}
 	}
-	return Table{Chains: ordered.Edit(prev.Filter.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(ways...)}
+	t := Table{Chains: ordered.Edit(prev.Filter.Chains, d.gone, d.fresh, compareChains), Jumps: jumps(ways...)}
+	if m.localhost {
+		t.Shared = Shared{Chain: true, Rules: guards}
+	}
+	return t
 }
 
 func jumps(pairs ...string) (list []Jump) {

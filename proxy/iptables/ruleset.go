@@ -93,6 +93,12 @@ func (r *Ruleset) String() string {
 		for _, c := range t.Chains {
 			b.WriteString(":" + c.Name + " - [0:0]\n")
 		}
+		if t.Shared.Chain {
+			b.WriteString(":" + chainKubelet + " - [0:0]\n")
+		}
+		for _, j := range t.Shared.Rules {
+			b.WriteString(j.Rule)
+		}
 		for _, j := range t.Jumps {
 			b.WriteString(j.Rule)
 		}
@@ -111,13 +117,15 @@ type Table struct {
 	Chains []*Chain
 	// Jumps are the rules of built-in chains that lead to our chains, in the order in which they stand.
 	Jumps []Jump
+	// Shared are the rules that we need in a chain which others have, too.
+	Shared Shared
 	// referenced are our chains that somebody else's rules jump to. They can be emptied but not deleted.
 	referenced map[string]bool
 }
 
 // Rules counts the rules of our chains and our jumps.
 func (t *Table) Rules() int {
-	n := len(t.Jumps)
+	n := len(t.Jumps) + len(t.Shared.Rules)
 	for _, c := range t.Chains {
 		n += strings.Count(c.Rules, "\n")
 	}

@@ -27,14 +27,27 @@ type entry struct {
 	// rule is the rule's text after "-A CHAIN ".
 	rule string
 	port *proxy.Port
+	// last tells that the rule is for what is left of the key, and comes behind its others.
+	last bool
 }
 
-// compareEntries orders entries by what they match. No two of one dispatcher match the same.
+// compareEntries orders entries by what they match. No two of one dispatcher match the same, but for the health check ports that two
+// Services want: those rules do the same.
 func compareEntries(a, b *entry) int {
 	if c := a.key.Compare(b.key); c != 0 {
 		return c
 	}
+	if a.last != b.last {
+		return cmp.Compare(rank(a.last), rank(b.last))
+	}
 	return cmp.Or(cmp.Compare(a.port.Protocol, b.port.Protocol), cmp.Compare(a.port.Port, b.port.Port))
+}
+
+func rank(last bool) int {
+	if last {
+		return 1
+	}
+	return 0
 }
 
 // A dispatcher is a chain that sends packets to one of many chains by a key. It is a flat list while that is short,

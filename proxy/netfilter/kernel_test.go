@@ -33,6 +33,11 @@ func TestCanonical(t *testing.T) {
 		{"flat, no detection", 15, proxy.Config{}, iptables.Options{MasqueradeBit: 14}},
 		{"trees", 300, proxy.Config{ClusterCIDRs: podCIDRs}, iptables.Options{MasqueradeBit: 14, RandomFully: true, DropInvalid: true}},
 		{"trees, large", 300, proxy.Config{ClusterCIDRs: podCIDRs}, iptables.Options{MasqueradeBit: 14, RandomFully: true, Large: true}},
+		{"service ranges", 15, proxy.Config{Addresses: &proxy.AddressPolicy{ServiceCIDRs: serviceCIDRs}}, iptables.Options{MasqueradeBit: 14}},
+		{"unknown ports let through", 15, proxy.Config{ForwardUnknown: true}, iptables.Options{MasqueradeBit: 14}},
+		{"node ports at two addresses", 15, proxy.Config{NodeName: "n1", NodePorts: &proxy.NodePortPolicy{CIDRs: nodeCIDRs}}, iptables.Options{MasqueradeBit: 14}},
+		// The last: what it adds to a chain of others stays.
+		{"node ports at localhost", 15, proxy.Config{NodePorts: &proxy.NodePortPolicy{Localhost: true}}, iptables.Options{MasqueradeBit: 14}},
 	}
 	onBackends(t, func(t *testing.T, b *Backend) {
 		rules := NewRules(b)

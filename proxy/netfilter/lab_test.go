@@ -141,8 +141,12 @@ func (w *world) service(i, endpoints int) *cluster.Service {
 		}
 		slice.Endpoints = append(slice.Endpoints, cluster.Endpoint{Addr: w.pod(200*i + j), NodeName: node, Ready: true, Serving: true})
 	}
-	return &cluster.Service{Namespace: "default", Name: fmt.Sprintf("svc-%04d", i), UID: fmt.Sprint(i), Type: "NodePort",
+	svc := &cluster.Service{Namespace: "default", Name: fmt.Sprintf("svc-%04d", i), UID: fmt.Sprint(i), Type: "NodePort",
 		ClusterIPs: []netip.Addr{w.vip(i)}, Ports: ports, Slices: []*cluster.EndpointSlice{slice}}
+	if i%2 == 0 {
+		svc.HealthCheckNodePort = uint16(20000 + i)
+	}
+	return svc
 }
 
 // wander changes the world a little, or a lot.
@@ -168,7 +172,8 @@ func (w *world) wander(r *rand.Rand, most int) {
 
 func (w *world) table(c proxy.Config) *proxy.Table {
 	c.NodeName = "n1"
-	s := &cluster.Snapshot{Nodes: []*cluster.Node{{Name: "n1"}}, Services: w.services}
+	s := &cluster.Snapshot{Nodes: []*cluster.Node{{Name: "n1", InternalIPs: []netip.Addr{
+		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")}}}, Services: w.services}
 	table, _ := proxy.Plan(s, w.family, c, nil)
 	return table
 }
@@ -182,6 +187,11 @@ func (w *world) desired() Desired {
 }
 
 var podCIDRs = [2]netip.Prefix{netip.MustParsePrefix("10.200.0.0/14"), netip.MustParsePrefix("fd00:200::/32")}
+
+var (
+	serviceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:10:96::/112")}
+	nodeCIDRs    = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}
+)
 
 // mustSync syncs and fails the test on an error.
 func mustSync(t *testing.T, r *Rules, want ...Desired) []Report {

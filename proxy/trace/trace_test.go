@@ -68,9 +68,10 @@ func TestRulesDoWhatTheTableSays(t *testing.T) {
 	}
 	for name, s := range clusters {
 		for i, f := range cluster.Families {
-			table, _ := proxy.Plan(s, f, proxy.Config{NodeName: synth.NodeName, ClusterCIDRs: pods,
-				Addresses: &proxy.AddressPolicy{AllExternalIPs: true, AllLoadBalancerIPs: true}}, nil)
 			for _, large := range []bool{false, true} {
+				// What is for no port of a ClusterIP is rejected, or not, independently of the size.
+				table, _ := proxy.Plan(s, f, proxy.Config{NodeName: synth.NodeName, ClusterCIDRs: pods, ForwardUnknown: large,
+					Addresses: &proxy.AddressPolicy{AllExternalIPs: true, AllLoadBalancerIPs: true}}, nil)
 				ruleset := iptables.Render(table, iptables.Options{MasqueradeBit: 14, DropInvalid: true, Large: large}, nil)
 				rules, err := trace.Parse(f, ruleset.String())
 				if err != nil {
@@ -100,8 +101,12 @@ func (c checker) port(p *proxy.Port) {
 			got := follow(c.t, c.rules, p.Protocol, src, netip.AddrPortFrom(p.ClusterIP, p.Port), from.in)
 			c.leads(p, from.name+" to ClusterIP", p.Internal, from.masked, got)
 			miss := netip.AddrPortFrom(p.ClusterIP, 9)
-			if o := follow(c.t, c.rules, p.Protocol, src, miss, from.in); len(o) != 1 || o[0].Verdict != trace.Accept || o[0].Dst != miss {
-				c.t.Errorf("%s: a port next to %s is touched: %v", c.name, p.Name, o)
+			want := trace.Reject
+			if !c.table.RejectUnknown {
+				want = trace.Accept
+			}
+			if o := follow(c.t, c.rules, p.Protocol, src, miss, from.in); len(o) != 1 || o[0].Verdict != want || o[0].Dst != miss {
+				c.t.Errorf("%s: a port next to %s: %v, expected %s", c.name, p.Name, o, want)
 			}
 		}
 		if p.NodePort != 0 {

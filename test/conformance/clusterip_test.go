@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -86,7 +87,7 @@ func TestCase04ProtocolsShareAPort(t *testing.T) {
 func TestCase05OtherProtocols(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		s.put(web(10), lab.Ready(s.p1))
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			a := vip(f, 10)
 			s.leavesAlone(t, s.p2.Namespace, udp(a, 80))
@@ -189,7 +190,7 @@ func TestCase19DualStack(t *testing.T) {
 		for i := range cluster.Families {
 			s.put(lab.Service(fmt.Sprint("only-", i), vips(20 + i)[i:i+1], lab.TCPPort("", 80, target)), lab.Ready(s.p1), lab.Ready(s.p3))
 		}
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		sees(t, s.p2.Namespace, tcp(vip(cluster.IPv4, 10), 80), saw(s.p2.Addr(cluster.IPv4), "p1"))
 		sees(t, s.p2.Namespace, tcp(vip(cluster.IPv6, 10), 80), saw(s.p2.Addr(cluster.IPv6), "p3"))
 		sees(t, s.p2.Namespace, tcp(vip(cluster.IPv4, 20), 80), saw(s.p2.Addr(cluster.IPv4), "p1", "p3"))
@@ -199,12 +200,42 @@ func TestCase19DualStack(t *testing.T) {
 	})
 }
 
-// A port of a live VIP that the Service does not have is none of ours, as with kube-proxy: the packet leaves the node by its
-// default route, from pods, the node and outside alike.
-func TestCase21UndefinedPort(t *testing.T) {
+// A port that a Service does not have is refused at once, over any protocol, and so is an address of the service range that no
+// Service has: kube-proxy lets such packets go to the default route. An address of the range that the node itself has, as
+// that of a DNS cache, is spared.
+func TestCase21UndefinedPortIsRejectedBetterThanKubeProxy(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		s.put(web(10), lab.Ready(s.p1))
+		own := netip.MustParseAddr("10.96.0.77")
+		_, err := s.n1.Run("ip", "addr", "add", own.String()+"/32", "dev", "lo")
+		ok(t, err)
+		serve(t, s.n1.Namespace, "cache", lab.TCP, 53)
 		s.start(t, lab.AgentOptions{})
+		onFamilies(t, func(t *testing.T, f cluster.Family) {
+			astray, err := s.Router().Capture("eth0", func(p lab.Packet) bool { return p.Dst.Addr() == vip(f, 10) || p.Dst.Addr() == vip(f, 200) })
+			ok(t, err)
+			defer astray.Close()
+			for _, ns := range []*lab.Namespace{s.p2.Namespace, s.n1.Namespace, s.c.Namespace} {
+				for _, n := range []int{10, 200} {
+					ends(t, ns, tcp(vip(f, n), 81), lab.Refused)
+				}
+			}
+			ends(t, s.p2.Namespace, udp(vip(f, 10), 80), lab.Refused)
+			sees(t, s.p2.Namespace, tcp(vip(f, 10), 80), saw(s.p2.Addr(f), "p1"))
+			if n := astray.Count(); n > 0 {
+				t.Errorf("%d packets went to the router: %v", n, astray.Packets()[0])
+			}
+		})
+		sees(t, s.n1.Namespace, tcp(own, 53), saw(own, "cache"))
+		sees(t, s.p2.Namespace, tcp(own, 53), saw(s.p2.Addr(cluster.IPv4), "cache"))
+	})
+}
+
+// With unknownServices: Forward they are let through, as by kube-proxy.
+func TestCase21UndefinedPortAsKubeProxy(t *testing.T) {
+	onBackends(t, func(t *testing.T, s *stage) {
+		s.put(web(10), lab.Ready(s.p1))
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			for _, ns := range []*lab.Namespace{s.p2.Namespace, s.n1.Namespace, s.c.Namespace} {
 				s.leavesAlone(t, ns, tcp(vip(f, 10), 81))

@@ -138,7 +138,7 @@ func TestCase18NotOurs(t *testing.T) {
 		s.put(others, lab.Ready(s.p1))
 		ours := web(13)
 		s.put(ours, lab.Ready(s.p1))
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			for _, name := range []string{"headless", "web-11", "web-12"} {
 				if found := lines(s.save(t, f), "default/"+name); len(found) > 0 {

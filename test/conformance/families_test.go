@@ -26,7 +26,7 @@ func TestOneFamily(t *testing.T) {
 				ok(t, err)
 				ok(t, os.Symlink(path, filepath.Join(bin, name)))
 			}
-			s.startOn(t, lab.AgentOptions{Env: []string{"PATH=" + bin}}, s.n1)
+			s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{"PATH=" + bin}}, s.n1)
 			comesToSee(t, s.p2.Namespace, tcp(vip(f, 10), 80), saw(s.p2.Addr(f), "p1"))
 			other := cluster.Families[1-i]
 			s.leavesAlone(t, s.p2.Namespace, tcp(vip(other, 10), 80))

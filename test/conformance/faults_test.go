@@ -45,7 +45,7 @@ func TestQuarantine(t *testing.T) {
 		ok(t, os.WriteFile(armed, nil, 0o644))
 		first, cursed := web(10), lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target))
 		s.put(first, lab.Ready(s.p1))
-		s.startOn(t, lab.AgentOptions{Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
+		s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
 		s.put(first, lab.Ready(s.p2))
 		s.put(cursed, lab.Ready(s.p1))
 		s.put(web(11), lab.Ready(s.p1))
@@ -88,7 +88,7 @@ func (s *stage) comesToQuarantine(t *testing.T, want float64) {
 func TestBrokenManifest(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		s.put(web(10), lab.Ready(s.p1))
-		s.startOn(t, lab.AgentOptions{}, s.n1)
+		s.startOn(t, lab.AgentOptions{Flags: forwarding}, s.n1)
 		broken := filepath.Join(s.cluster.Dir, "broken.yaml")
 		ok(t, os.WriteFile(broken, []byte("apiVersion: v1\nkind: Service\nmetadata: {name: half\n"), 0o644))
 		ok(t, lab.Eventually(soon, func() error {

@@ -176,7 +176,7 @@ func sctpInit(src, dst uint16) []byte {
 func TestCase62OutOfWindow(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		s.put(web(10), lab.Ready(s.p3))
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) { checkOutOfWindow(t, s, f) })
 	})
 }

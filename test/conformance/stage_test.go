@@ -27,6 +27,10 @@ const (
 	target = 8080
 )
 
+// forwarding lets packets to the service range that are for no Service follow the node's routes, as kube-proxy does. So it can
+// be seen at the router that nothing else touches them.
+var forwarding = []string{"--unknown-services=Forward"}
+
 // A stage is the conformance lab with servers in the pods and, after start, an agent on each node.
 type stage struct {
 	*lab.Lab

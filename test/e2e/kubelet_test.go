@@ -45,7 +45,8 @@ const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // containerScript makes the root file system of a container in the mount namespace that it is in, and runs a program there. Of the host it has /usr and little of /etc, as if the image held them. Its
 // arguments are the container's folder and the program with its arguments; in the folder are the file fairway, the
-// file mounts with lines of "source target mode", and the file capabilities with the arguments for setpriv.
+// file mounts with lines of "source target mode", and the file capabilities with the arguments for setpriv, empty for a
+// privileged container.
 const containerScript = `
 dir=$1; root=$dir/root; shift
 mkdir -p "$root"
@@ -64,7 +65,7 @@ mount -o remount,bind,ro usr
 mount -o remount,bind,ro usr/local/bin
 mount --bind /proc proc
 mount --bind /proc/sys proc/sys
-mount -o remount,bind,ro proc/sys
+if [ -s "$dir/capabilities" ]; then mount -o remount,bind,ro proc/sys; fi
 mount -t sysfs -o ro sysfs sys
 mount --bind /dev dev
 while read -r source target mode; do
@@ -74,7 +75,8 @@ while read -r source target mode; do
 done < "$dir/mounts"
 mount -o remount,ro "$root"
 cd /
-exec chroot "$root" /usr/bin/setpriv $(cat "$dir/capabilities") -- "$@"
+if [ -s "$dir/capabilities" ]; then exec chroot "$root" /usr/bin/setpriv $(cat "$dir/capabilities") -- "$@"; fi
+exec chroot "$root" "$@"
 `
 
 // start runs the agent's container, with additions to its environment.
@@ -85,25 +87,40 @@ func (k *kubelet) start(env ...string) *lab.Process {
 	if !pod.HostNetwork || len(c.Command) != 0 || len(pod.Containers) != 1 {
 		k.tb.Fatalf("the DaemonSet's pod is not one that this test can run: %+v", pod)
 	}
+	return k.container("agent of "+k.node.Name, c, strings.Join(setprivArgs(k.tb, c.SecurityContext), " "), env...)
+}
+
+// container runs a container with the capabilities that the arguments for setpriv leave, all without any.
+func (k *kubelet) container(name string, c corev1.Container, capabilities string, env ...string) *lab.Process {
+	k.tb.Helper()
 	var err error
 	if k.dir, err = os.MkdirTemp(k.work, "container"); err != nil {
 		k.tb.Fatal(err)
 	}
-	k.file("capabilities", strings.Join(setprivArgs(k.tb, c.SecurityContext), " "))
-	k.file("mounts", strings.Join(k.mounts(pod, c), "\n")+"\n")
+	k.file("capabilities", capabilities)
+	k.file("mounts", strings.Join(k.mounts(k.ds.Spec.Template.Spec, c), "\n")+"\n")
 	if err := os.Link(k.binary, filepath.Join(k.dir, "fairway")); err != nil {
 		k.tb.Fatal(err)
 	}
-	args := append([]string{"--mount", "--propagation", "private", "sh", "-ec", containerScript, "container", k.dir, entrypoint}, c.Args...)
-	return k.logs.mustStart(k.tb, "agent of "+k.node.Name, k.node.Namespace, append(k.environment(c), env...), "unshare", args...)
+	command := c.Command
+	if len(command) == 0 {
+		command = []string{entrypoint}
+	}
+	args := append([]string{"--mount", "--propagation", "private", "sh", "-ec", containerScript, "container", k.dir}, command...)
+	return k.logs.mustStart(k.tb, name, k.node.Namespace, append(k.environment(c), env...), "unshare", append(args, c.Args...)...)
 }
 
-// initContainers runs the scripts of the init containers, which are privileged, one after another.
+// initContainers runs the init containers, which are privileged, one after another.
 func (k *kubelet) initContainers() {
 	k.tb.Helper()
 	for _, c := range k.ds.Spec.Template.Spec.InitContainers {
-		if _, err := k.node.Run(c.Command[0], append(slices.Clone(c.Command[1:]), c.Args...)...); err != nil {
-			k.tb.Errorf("init container %s: %v", c.Name, err)
+		if sc := c.SecurityContext; sc == nil || sc.Privileged == nil || !*sc.Privileged {
+			k.tb.Fatalf("init container %s is not privileged, which this test does not know", c.Name)
+		}
+		p := k.container(c.Name+" of "+k.node.Name, c, "")
+		<-p.Exited()
+		if state := p.State(); state != "exit status 0" {
+			k.tb.Errorf("init container %s: %s\n%s", c.Name, state, p.Output())
 		}
 	}
 }

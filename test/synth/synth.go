@@ -21,7 +21,7 @@ const NodeName = "node-000"
 // Even returns a cluster of IPv4 services with the same number of endpoints each, spread over nodes. Every tenth
 // service has a node port.
 func Even(nodes, services, endpoints int) *cluster.Snapshot {
-	s := &cluster.Snapshot{}
+	s := &cluster.Snapshot{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}
 	for i := range nodes {
 		s.Nodes = append(s.Nodes, Node(i))
 	}
@@ -159,6 +159,7 @@ func randomService(r *rand.Rand, i int, nodes []*cluster.Node) *cluster.Service 
 	if r.IntN(4) == 0 {
 		svc.LoadBalancerIPs = []netip.Addr{offset(netip.MustParseAddr("203.0.113.1"), r.IntN(20)), offset(netip.MustParseAddr("2001:db8:2::1"), r.IntN(20))}
 		if r.IntN(2) == 0 {
+			svc.HealthCheckNodePort = uint16(32000 + r.IntN(100))
 			svc.LoadBalancerSourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("2001:db8::/64")}
 		}
 	}

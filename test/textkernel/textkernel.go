@@ -67,7 +67,11 @@ func load(have *iptables.Ruleset) *kernel {
 				add(c.Name, line)
 			}
 		}
-		for _, j := range have.Table(name).Jumps {
+		shared := have.Table(name).Shared
+		if shared.Chain {
+			t["KUBE-FIREWALL"] = nil
+		}
+		for _, j := range slices.Concat(shared.Rules, have.Table(name).Jumps) {
 			add(j.From, j.Rule)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/klog/v2"
 
@@ -144,6 +145,8 @@ func (d *decoder) one(s span, t typed, raw []byte) error {
 		return d.object(s, raw, &corev1.Service{})
 	case "discovery.k8s.io/v1 EndpointSlice":
 		return d.object(s, raw, &discoveryv1.EndpointSlice{})
+	case "networking.k8s.io/v1 ServiceCIDR", "networking.k8s.io/v1beta1 ServiceCIDR": // the two have the same fields
+		return d.object(s, raw, &networkingv1.ServiceCIDR{})
 	case hostAPIVersion + " " + hostKind:
 		host, err := decodeHost(raw)
 		if err != nil {
@@ -161,6 +164,8 @@ func (d *decoder) one(s span, t typed, raw []byte) error {
 		return at.fault(fmt.Errorf("apiVersion of a %s is %q; v1 is known", t.Kind, t.APIVersion))
 	case t.Kind == "EndpointSlice":
 		return at.fault(fmt.Errorf("apiVersion of an EndpointSlice is %q; discovery.k8s.io/v1 is known", t.APIVersion))
+	case t.Kind == "ServiceCIDR":
+		return at.fault(fmt.Errorf("apiVersion of a ServiceCIDR is %q; networking.k8s.io/v1 is known", t.APIVersion))
 	}
 	klog.V(2).InfoS("Passed over an object of a kind that is not used", "apiVersion", t.APIVersion, "kind", t.Kind, "file", at.String())
 	return nil

@@ -35,14 +35,14 @@ func Load(paths ...string) (*cluster.Snapshot, error) {
 
 // assemble makes the items all that the Assembler holds.
 func assemble(a *source.Assembler, items []item) *cluster.Snapshot {
-	byKind := map[source.Kind][]*source.Object{source.KindNode: nil, source.KindService: nil, source.KindEndpointSlice: nil}
+	byKind := map[source.Kind][]*source.Object{}
 	for _, it := range items {
 		if it.object != nil {
 			byKind[it.object.ID.Kind] = append(byKind[it.object.ID.Kind], it.object)
 		}
 	}
-	for kind, objects := range byKind {
-		a.Replace(kind, objects)
+	for _, kind := range source.Kinds {
+		a.Replace(kind, byKind[kind])
 	}
 	return a.Snapshot()
 }

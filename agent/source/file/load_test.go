@@ -66,6 +66,9 @@ func text(s *cluster.Snapshot) string {
 		}
 		parts = append(parts, part)
 	}
+	for _, r := range s.ServiceCIDRs {
+		parts = append(parts, r.String())
+	}
 	return strings.Join(parts, " ")
 }
 
@@ -203,6 +206,21 @@ spec: {clusterIPs: ["fd00::10", 10.32.0.10], ports: [{port: 80}]}
 			"n1[10.200.1.0/24] n2[10.200.2.0/24]", 0},
 		{"what is no manifest is not looked at", []string{"a.yaml", fmt.Sprintf(nodeYAML, "n1", "10.200.1.0/24"), "b.yaml~", "{", ".c.yaml", "{", "d.txt", "{", "sub.yaml/e.yaml", "{"},
 			"n1[10.200.1.0/24]", 0},
+		{"ServiceCIDRs", []string{"a.yaml", `
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.k8s.io/v1
+  kind: ServiceCIDR
+  metadata: {name: kubernetes, finalizers: [networking.k8s.io/service-cidr-finalizer]}
+  spec: {cidrs: [10.32.0.0/24, "fd00:32::/112"]}
+  status: {conditions: [{type: Ready, status: "True", reason: "", message: Kubernetes Service CIDR is ready}]}
+---
+apiVersion: networking.k8s.io/v1beta1
+kind: ServiceCIDR
+metadata: {name: more}
+spec: {cidrs: [10.31.0.0/24]}
+`}, "10.31.0.0/24 10.32.0.0/24 fd00:32::/112", 0},
 		{"a bad field is a Note", []string{"a.yaml", fmt.Sprintf(nodeYAML, "n1", "everything")}, "n1[]", 1},
 		{"an empty cluster", []string{"a.yaml", "# nobody here\n"}, "", 0},
 		{"other kinds alone", []string{"a.yaml", "kind: Namespace\napiVersion: v1\nmetadata: {name: x}\n---\nkind: Endpoints\napiVersion: v1\n---\nkind: PodList\napiVersion: v1\nitems: [{metadata: {name: x}}]"}, "", 0},
@@ -268,6 +286,7 @@ func TestLoadErrors(t *testing.T) {
 		{"kind missing", "---\n\nmetadata: {name: x}\n", `3: document 1: kind is missing; every document has apiVersion and kind, as in "apiVersion: v1, kind: Service"`},
 		{"no object", "just words\n", "1: document 1: this is of type string; an object with apiVersion and kind is wanted"},
 		{"old EndpointSlice", "kind: EndpointSlice\napiVersion: discovery.k8s.io/v1beta1\n", `1: document 1: apiVersion of an EndpointSlice is "discovery.k8s.io/v1beta1"; discovery.k8s.io/v1 is known`},
+		{"old ServiceCIDR", "kind: ServiceCIDR\napiVersion: networking.k8s.io/v1alpha1\n", `1: document 1: apiVersion of a ServiceCIDR is "networking.k8s.io/v1alpha1"; networking.k8s.io/v1 is known`},
 		{"Service without apiVersion", "kind: Service\n", `1: document 1: apiVersion of a Service is ""; v1 is known`},
 		{"List in a List", "kind: List\napiVersion: v1\nitems:\n- kind: List\n  apiVersion: v1\n", "4: document 1: a List within a List; kubectl prints none, put the items into the outer one"},
 		{"twice", service + "---\n" + service, "5: document 2: Service default/web is given a second time; the first is at FILE:1"},

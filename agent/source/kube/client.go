@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -16,24 +17,25 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// The agent opens three watches and writes a few Events. The limits bound it when something goes wrong.
-const (
-	clientQPS   = 10
-	clientBurst = 20
-)
-
 // Options tell how to reach the Kubernetes API.
 type Options struct {
 	// Kubeconfig is the path of a kubeconfig file. Empty means the service account of the pod that this runs in.
 	Kubeconfig string
 	// Version is the agent's version, for the User-Agent "fairway/<version>".
 	Version string
+	// QPS and Burst bound the requests per second, and at once; a negative QPS is no bound, and zeros are client-go's defaults. The
+	// agent opens four watches and writes a few Events: the limits bound it when something goes wrong.
+	QPS   float32
+	Burst int
+	// ContentType is the encoding of requests, AcceptContentTypes lists those of answers: protobuf or JSON. When empty, protobuf
+	// and either.
+	ContentType, AcceptContentTypes string
 }
 
 // A Client speaks to the Kubernetes API. It is safe for concurrent use.
 type Client struct {
-	core, discovery, events rest.Interface
-	parameters              runtime.ParameterCodec
+	core, discovery, networking, events rest.Interface
+	parameters                          runtime.ParameterCodec
 }
 
 // Connect reads the credentials and makes a Client. It does not speak to the API yet. Errors are those of an unreadable
@@ -49,6 +51,8 @@ func Connect(o Options) (*Client, error) {
 		return nil, fmt.Errorf("connect to the Kubernetes API by kubeconfig %s: %w", o.Kubeconfig, err)
 	}
 	config.UserAgent = "fairway/" + o.Version
+	config.QPS, config.Burst = o.QPS, o.Burst
+	config.ContentType, config.AcceptContentTypes = o.ContentType, o.AcceptContentTypes
 	return newClient(config)
 }
 
@@ -56,13 +60,17 @@ func newClient(config *rest.Config) (*Client, error) {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(corev1.AddToScheme(scheme))
 	utilruntime.Must(discoveryv1.AddToScheme(scheme))
+	utilruntime.Must(networkingv1.AddToScheme(scheme))
 	utilruntime.Must(eventsv1.AddToScheme(scheme))
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 
 	config = rest.CopyConfig(config)
-	config.QPS, config.Burst = clientQPS, clientBurst
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	if config.ContentType == "" {
+		config.ContentType = runtime.ContentTypeProtobuf
+	}
+	if config.AcceptContentTypes == "" {
+		config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	}
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	httpClient, err := rest.HTTPClientFor(config)
 	if err != nil {
@@ -76,6 +84,7 @@ func newClient(config *rest.Config) (*Client, error) {
 	}{
 		{corev1.SchemeGroupVersion, "/api", &c.core},
 		{discoveryv1.SchemeGroupVersion, "/apis", &c.discovery},
+		{networkingv1.SchemeGroupVersion, "/apis", &c.networking},
 		{eventsv1.SchemeGroupVersion, "/apis", &c.events},
 	} {
 		config.GroupVersion, config.APIPath = &group.gv, group.path

@@ -25,7 +25,7 @@ type contact struct {
 func (c *contact) lost() (time.Time, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, kind := range []source.Kind{source.KindNode, source.KindService, source.KindEndpointSlice} {
+	for _, kind := range source.Kinds {
 		if err := c.failing[kind]; err != nil {
 			return c.since, err
 		}

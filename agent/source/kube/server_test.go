@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -29,7 +30,8 @@ type apiServer struct {
 	wake     chan struct{} // closed and replaced at every change of what follows
 	version  int
 	down     bool
-	withheld string // a resource whose list is not complete yet
+	withheld string         // a resource whose list is not complete yet
+	refused  map[string]int // resources that are answered with a code
 	objects  map[string]map[string]json.RawMessage
 	history  []event
 	requests []*http.Request
@@ -80,6 +82,8 @@ func resourceOf(obj any) (resource, apiVersion, kind string) {
 		return "services", "v1", "Service"
 	case *discoveryv1.EndpointSlice:
 		return "endpointslices", "discovery.k8s.io/v1", "EndpointSlice"
+	case *networkingv1.ServiceCIDR:
+		return "servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"
 	}
 	panic(fmt.Sprintf("no resource for %T", obj))
 }
@@ -131,12 +135,15 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	s.mu.Lock()
 	s.requests, s.bodies = append(s.requests, r), append(s.bodies, body)
-	down := s.down
+	down, refused := s.down, s.refused[resource]
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
 	case down:
 		s.status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
+	case refused != 0:
+		reasons := map[int]metav1.StatusReason{http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusNotFound: metav1.StatusReasonNotFound}
+		s.status(w, refused, reasons[refused])
 	case r.Method == http.MethodPost:
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprint(w, `{"apiVersion":"v1","kind":"Status","status":"Success"}`)
@@ -157,7 +164,8 @@ func (s *apiServer) status(w http.ResponseWriter, code int, reason metav1.Status
 func (s *apiServer) list(w http.ResponseWriter, resource string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kinds := map[string]string{"nodes": `"v1","kind":"NodeList"`, "services": `"v1","kind":"ServiceList"`, "endpointslices": `"discovery.k8s.io/v1","kind":"EndpointSliceList"`}
+	kinds := map[string]string{"nodes": `"v1","kind":"NodeList"`, "services": `"v1","kind":"ServiceList"`, "endpointslices": `"discovery.k8s.io/v1","kind":"EndpointSliceList"`,
+		"servicecidrs": `"networking.k8s.io/v1","kind":"ServiceCIDRList"`}
 	var items []json.RawMessage
 	for _, raw := range s.objects[resource] {
 		items = append(items, raw)
@@ -183,7 +191,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 		for _, raw := range s.objects[resource] {
 			send("ADDED", raw)
 		}
-		_, apiVersion, kind := resourceOf(map[string]any{"nodes": &corev1.Node{}, "services": &corev1.Service{}, "endpointslices": &discoveryv1.EndpointSlice{}}[resource])
+		_, apiVersion, kind := resourceOf(map[string]any{"nodes": &corev1.Node{}, "services": &corev1.Service{}, "endpointslices": &discoveryv1.EndpointSlice{}, "servicecidrs": &networkingv1.ServiceCIDR{}}[resource])
 		send("BOOKMARK", json.RawMessage(fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}`, apiVersion, kind, s.version)))
 	}
 	for !s.down {

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -30,6 +32,8 @@ const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 10 * time.Second
 	goodWatch  = time.Minute // a watch that held so long begins the distances anew
+	// lastOptional is the longest distance for a list that the API does not have or does not allow.
+	lastOptional = 5 * time.Minute
 )
 
 // A watched is one of the lists that a Snapshot is made of.
@@ -41,6 +45,8 @@ type watched struct {
 	group         func(*Client) rest.Interface
 	fieldSelector string
 	labelSelector string
+	// optional means that the API may not have the resource, or not allow it: then it counts as an empty list.
+	optional bool
 }
 
 var lists = [...]watched{{
@@ -57,6 +63,12 @@ var lists = [...]watched{{
 	list:          func() runtime.Object { return &discoveryv1.EndpointSliceList{} },
 	group:         func(c *Client) rest.Interface { return c.discovery },
 	labelSelector: "!" + source.LabelHeadless,
+}, {
+	// There since Kubernetes 1.33, and a ClusterRole of an earlier manifest does not grant it.
+	kind: source.KindServiceCIDR, resource: "servicecidrs", example: &networkingv1.ServiceCIDR{},
+	list:     func() runtime.Object { return &networkingv1.ServiceCIDRList{} },
+	group:    func(c *Client) rest.Interface { return c.networking },
+	optional: true,
 }}
 
 // A Source publishes the cluster as the Kubernetes API has it. Run may be called once.
@@ -68,6 +80,7 @@ type Source struct {
 	mu        sync.Mutex
 	assembler *source.Assembler    // guarded by mu
 	complete  map[source.Kind]bool // guarded by mu: a complete list has arrived
+	without   map[source.Kind]bool // guarded by mu: the API does not have or allow the list
 }
 
 var _ source.Source = (*Source)(nil)
@@ -80,6 +93,7 @@ func New(c *Client) *Source {
 		changed:   make(chan struct{}, 1),
 		assembler: source.NewAssembler(),
 		complete:  map[source.Kind]bool{},
+		without:   map[source.Kind]bool{},
 	}
 }
 
@@ -135,14 +149,17 @@ func (s *Source) follow(ctx context.Context, w *watched) {
 	delay := firstRetry
 	for ctx.Err() == nil {
 		start := time.Now()
-		_ = r.ListAndWatchWithContext(ctx)
+		most := lastRetry
+		if err := r.ListAndWatchWithContext(ctx); w.unavailable(err) {
+			most = lastOptional
+		}
 		if time.Since(start) > goodWatch {
 			delay = firstRetry
 		}
 		if sleep(ctx, delay/2+rand.N(delay)) != nil {
 			return
 		}
-		delay = min(2*delay, lastRetry)
+		delay = min(2*delay, most)
 	}
 }
 
@@ -155,13 +172,52 @@ func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list := w.list()
 			err := request(&o).Do(ctx).Into(list)
-			return list, s.contact.result(w.kind, err)
+			return list, s.result(w, err)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			stream, err := request(&o).Watch(ctx)
-			return stream, s.contact.result(w.kind, err)
+			return stream, s.result(w, err)
 		},
+	}
+}
+
+// unavailable reports whether a request failed because the API does not have the resource (404) or does not allow it
+// (403), and that is nothing to wait for.
+func (w *watched) unavailable(err error) bool {
+	return w.optional && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err))
+}
+
+// result takes note of how a request ended. It returns err.
+func (s *Source) result(w *watched, err error) error {
+	if !w.unavailable(err) {
+		if err == nil {
+			s.setWithout(w, nil)
+		}
+		return s.contact.result(w.kind, err)
+	}
+	_ = s.contact.result(w.kind, nil) // the API answers
+	s.setWithout(w, err)
+	return err
+}
+
+// setWithout records that an optional list can't be had, with the reason, or, with nil, that it can. What the API does
+// not have, there is none of; what it only ceased to allow stays as it was last known.
+func (s *Source) setWithout(w *watched, reason error) {
+	s.mu.Lock()
+	was := s.without[w.kind]
+	s.without[w.kind] = reason != nil
+	first := reason != nil && !s.complete[w.kind]
+	s.mu.Unlock()
+	switch {
+	case reason != nil && !was:
+		klog.InfoS("The API does not give objects of a kind; the agent works without them, and asks again from time to time", "resource", w.resource, "reason", reason)
+	case reason == nil && was:
+		klog.InfoS("The API gives objects of a kind that it did not give before", "resource", w.resource)
+	}
+	if first || apierrors.IsNotFound(reason) {
+		// A Replace with no objects has none that it could fail to convert.
+		_ = (&store{Source: s, kind: w.kind}).Replace(nil, "")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -43,6 +44,10 @@ func slice(svc string, addrs ...string) *discoveryv1.EndpointSlice {
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
 	}
 	return s
+}
+
+func serviceCIDR(name string, networks ...string) *networkingv1.ServiceCIDR {
+	return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: networks}}
 }
 
 // A recorder takes what a Source publishes.
@@ -106,6 +111,9 @@ func text(s *cluster.Snapshot) string {
 			}
 		}
 		b.WriteString(" ] ")
+	}
+	for _, r := range s.ServiceCIDRs {
+		fmt.Fprintf(&b, "%s ", r)
 	}
 	return strings.TrimSpace(b.String())
 }
@@ -182,6 +190,7 @@ func TestSourceAsksForWhatItNeeds(t *testing.T) {
 		"/api/v1/nodes field= label= initial=true",
 		"/api/v1/services field=spec.clusterIP!=None label=!service.kubernetes.io/service-proxy-name initial=true",
 		"/apis/discovery.k8s.io/v1/endpointslices field= label=!service.kubernetes.io/headless initial=true",
+		"/apis/networking.k8s.io/v1/servicecidrs field= label= initial=true",
 	} {
 		if !seen[want] {
 			t.Errorf("no request %s among %v", want, seen)
@@ -194,10 +203,10 @@ func TestSourceWaitsForCompleteLists(t *testing.T) {
 	s.withheld = "endpointslices"
 	s.put(node("n1"), service("a", "10.32.0.1"), slice("a", "10.200.1.2"))
 	r := run(t, s)
-	until(t, "two lists complete", func() bool {
+	until(t, "all other lists complete", func() bool {
 		r.Source.mu.Lock()
 		defer r.Source.mu.Unlock()
-		return len(r.complete) == 2
+		return len(r.complete) == len(lists)-1
 	})
 	s.put(service("b", "10.32.0.2"))
 	until(t, "the change known", func() bool {
@@ -210,6 +219,51 @@ func TestSourceWaitsForCompleteLists(t *testing.T) {
 	}
 	s.do(func() { s.withheld = "" })
 	r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ] b=10.32.0.2[ ]")
+}
+
+// TestSourceWithoutServiceCIDRs: an API that does not have them, or does not let them be read, is none that is lost, and
+// everything else goes on.
+func TestSourceWithoutServiceCIDRs(t *testing.T) {
+	for _, code := range []int{http.StatusNotFound, http.StatusForbidden} {
+		t.Run(http.StatusText(code), func(t *testing.T) {
+			s := newAPIServer(t)
+			s.refused = map[string]int{"servicecidrs": code}
+			s.put(node("n1"), service("a", "10.32.0.1"), slice("a", "10.200.1.2"), serviceCIDR("kubernetes", "10.32.0.0/24"))
+			r := run(t, s)
+			before := r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ]")
+			s.put(service("b", "10.32.0.2"))
+			r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ] b=10.32.0.2[ ]")
+			if since, err := r.Lost(); !since.IsZero() || err != nil {
+				t.Errorf("Lost() = %v, %v", since, err)
+			}
+			s.do(func() { s.refused = nil })
+			after := r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ] b=10.32.0.2[ ] 10.32.0.0/24")
+			if after.Services[0] != before.Services[0] {
+				t.Error("a Service lost its pointer over it")
+			}
+			s.put(serviceCIDR("more", "10.33.0.0/24", "fd00:32::/112"))
+			r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ] b=10.32.0.2[ ] 10.32.0.0/24 10.33.0.0/24 fd00:32::/112")
+
+			// The same while the agent runs: what does not exist is gone, what is only forbidden stays as it was known.
+			s.do(func() { s.refused, s.down = map[string]int{"servicecidrs": code}, true })
+			until(t, "lost", func() bool { since, _ := r.Lost(); return !since.IsZero() })
+			s.do(func() { s.down = false })
+			until(t, "refused again", func() bool { since, _ := r.Lost(); return since.IsZero() })
+			s.put(service("c", "10.32.0.3"))
+			want := "n1 a=10.32.0.1[ 10.200.1.2 ] b=10.32.0.2[ ] c=10.32.0.3[ ]"
+			if code == http.StatusForbidden {
+				want += " 10.32.0.0/24 10.33.0.0/24 fd00:32::/112"
+			}
+			r.await(t, want)
+		})
+	}
+	s := newAPIServer(t)
+	s.refused = map[string]int{"endpointslices": http.StatusForbidden}
+	r := run(t, s)
+	until(t, "without EndpointSlices the API is lost", func() bool { since, err := r.Lost(); return !since.IsZero() && err != nil })
+	if r.last() != nil {
+		t.Error("published without EndpointSlices")
+	}
 }
 
 func TestSourceOutage(t *testing.T) {
