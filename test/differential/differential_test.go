@@ -173,7 +173,7 @@ func (r *round) differences(p *pair, v *view, t *tally) ([]*difference, error) {
 		return nil, err
 	}
 	random := rand.New(rand.NewPCG(r.seed, uint64(r.step)<<8|uint64(v.family)))
-	rules, err := rulesToCompare(random, v.family, proxy, agent)
+	rules, err := rulesToCompare(p.configuration, random, v.family, proxy, agent)
 	if err != nil {
 		return nil, err
 	}

@@ -324,6 +324,7 @@ func (pr *prober) claimed(at place, everybody []client) {
 	what := string(claims[0].kind) + " of " + key(claims[0].service.Namespace, claims[0].service.Name)
 	if at.at.Addr().IsLoopback() {
 		pr.add(at, claims, what, client{"node", at.at.Addr(), ""})
+		pr.martian(at, claims, what, everybody)
 		return
 	}
 	from := slices.Clone(everybody)
@@ -354,6 +355,21 @@ func (pr *prober) claimed(at place, everybody []client) {
 			pr.add(at, claims, what, everybody[pr.IntN(3)])
 			pr.list[len(pr.list)-1].recent = list
 		}
+	}
+}
+
+// martian probes a loopback address, and a port next to it, from outside: with localhost node ports, the kernel lets
+// such packets in, and rules must stop them (CVE-2020-8558).
+func (pr *prober) martian(at place, claims []claim, what string, everybody []client) {
+	if !at.at.Addr().Is4() {
+		return
+	}
+	pr.add(at, claims, what, everybody[2])
+	pr.add(at, claims, what, everybody[0])
+	other := place{netip.AddrPortFrom(at.at.Addr(), at.at.Port()-1), at.protocol}
+	if pr.claims[other] == nil {
+		pr.add(other, nil, "the host's own port", everybody[2])
+		pr.add(other, nil, "the host's own port", client{"node", at.at.Addr(), ""})
 	}
 }
 
