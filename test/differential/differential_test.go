@@ -45,8 +45,7 @@ func TestDifferential(t *testing.T) {
 		t.Fatalf("there is no configuration %q", *only)
 	}
 	w := newWorld(t)
-	start, steps := time.Now(), 0
-	failed := 0
+	start, steps, failed := time.Now(), 0, 0
 	for i := range uint64(*clusters) {
 		s := generate(*firstSeed + i)
 		if !t.Run(fmt.Sprintf("seed=%d", s.seed), func(t *testing.T) { w.play(t, s) }) {
@@ -71,6 +70,7 @@ func (w *world) play(t *testing.T, s scene) {
 		t.Fatal(err)
 	}
 	was := map[cluster.Family]map[place]bool{cluster.IPv4: {}, cluster.IPv6: {}}
+	var r round
 	for i, step := range s.steps {
 		err := w.writer.write(ctx, step)
 		if err == nil {
@@ -83,7 +83,7 @@ func (w *world) play(t *testing.T, s scene) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := round{world: w, step: i, seed: s.seed, objects: o, was: was}
+		r = round{world: w, step: i, seed: s.seed, objects: o, was: was}
 		if problems := r.compareAll(); len(problems) > 0 {
 			t.Errorf("seed %d, step %d:\n%s", s.seed, i, strings.Join(problems, "\n"))
 			for j := range s.steps[:i+1] {
@@ -96,6 +96,15 @@ func (w *world) play(t *testing.T, s scene) {
 				was[f][at] = true
 			}
 		}
+	}
+	p := w.pairs[s.seed%uint64(len(w.pairs))]
+	for _, f := range cluster.Families {
+		tried, noticed, err := r.spoil(p, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.spoiled += tried
+		w.noticed += noticed
 	}
 }
 
@@ -117,16 +126,15 @@ func (r *round) compareAll() []string {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			start := time.Now()
 			if err := r.await(p); err != nil {
 				problems[i] = []string{err.Error()}
 				return
 			}
-			p.delay += time.Since(start)
+			start := time.Now()
 			for _, f := range cluster.Families {
 				problems[i] = append(problems[i], r.compare(p, f)...)
 			}
-			p.loading += time.Since(start)
+			p.compareTime += time.Since(start)
 		})
 	}
 	wg.Wait()
@@ -188,12 +196,17 @@ func (r *round) differences(p *pair, v *view, t *tally) ([]*difference, error) {
 func (w *world) report(t *testing.T, steps int, took time.Duration) {
 	sum := newTally()
 	for _, p := range w.pairs {
-		t.Logf("%-10s iptables-%s: %d probes; %s waiting, %s comparing", p.name, p.backend, p.tally.probes, p.delay.Round(time.Second), (p.loading - p.delay).Round(time.Second))
+		t.Logf("%-8s iptables-%-6s: %d probes; waited %s for kube-proxy, then %s for fairway, and compared for %s", p.name, p.backend, p.tally.probes,
+			p.proxyTime.Round(time.Second), p.agentTime.Round(time.Second), p.compareTime.Round(time.Second))
 		sum.add(p.tally)
 	}
 	t.Logf("%d clusters, %d steps, %d objects written, %d probes in %s", *clusters, steps, w.writer.written, sum.probes, took.Round(time.Second))
 	for _, e := range deliberate {
 		t.Logf("deliberately different, %d times: %s (%s)", sum.deliberate[e.name], e.name, e.reason)
+	}
+	t.Logf("of %d times that a rule was removed from what had been read, %d were noticed", w.spoiled, w.noticed)
+	if w.spoiled >= 40 && w.noticed < w.spoiled/2 {
+		t.Error("the comparison does not notice what it should; not every rule matters to a packet, but most do")
 	}
 	for _, line := range w.writer.summary() {
 		t.Logf("refused by the API: %s", line)

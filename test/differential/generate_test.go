@@ -115,7 +115,7 @@ func generate(seed uint64) scene {
 		g.addService()
 	}
 	s.steps = append(s.steps, g.step())
-	for range 3 + r.IntN(3) {
+	for range 2 + r.IntN(3) {
 		for range 1 + r.IntN(5) {
 			g.mutate()
 		}

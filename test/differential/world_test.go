@@ -102,16 +102,19 @@ type world struct {
 	writer *writer
 	pairs  []*pair
 	marks  int32 // how often the marker was moved
+	// How many rules were removed from what had been read, to see whether that is noticed, and how often it was.
+	spoiled, noticed int
 }
 
 // A pair is a running kube-proxy and a running agent of one configuration.
 type pair struct {
 	*configuration
-	proxy, agent   *lab.Node
-	kubeProxy      *lab.Process
-	fairway        *lab.Agent
-	tally          *tally
-	loading, delay time.Duration
+	proxy, agent *lab.Node
+	kubeProxy    *lab.Process
+	fairway      *lab.Agent
+	tally        *tally
+	// How long was waited for kube-proxy, then for the agent, and then compared.
+	proxyTime, agentTime, compareTime time.Duration
 }
 
 func newWorld(t *testing.T) *world {
@@ -312,7 +315,9 @@ func (w *world) await(p *pair) error {
 		name string
 		node *lab.Node
 		proc *lab.Process
-	}{{"kube-proxy", p.proxy, p.kubeProxy}, {"fairway", p.agent, p.fairway.Process}} {
+		time *time.Duration
+	}{{"kube-proxy", p.proxy, p.kubeProxy, &p.proxyTime}, {"fairway", p.agent, p.fairway.Process, &p.agentTime}} {
+		start := time.Now()
 		for _, f := range cluster.Families {
 			err := eventually(time.Minute, func() error {
 				select {
@@ -330,6 +335,7 @@ func (w *world) await(p *pair) error {
 				return fmt.Errorf("%s of configuration %s has not programmed %s: %w", side.name, p.name, f, err)
 			}
 		}
+		*side.time += time.Since(start)
 	}
 	return nil
 }
@@ -342,7 +348,7 @@ func eventually(bound time.Duration, condition func() error) error {
 		if err == nil || time.Since(start) > bound {
 			return err
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
