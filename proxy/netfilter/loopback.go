@@ -20,7 +20,7 @@ func (b *Backend) GuardsLoopback(ctx context.Context) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	text, err := b.run(ctx, command{path: bin.Command, args: []string{"-w", lockWait, "-t", iptables.Filter, "-S"}})
+	text, err := b.run(ctx, command{path: bin.Save, args: []string{"-t", iptables.Filter}}) // which needs no lock
 	if err != nil {
 		return false, fmt.Errorf("look for the rule that keeps neighbours out of 127.0.0.0/8: %w", err)
 	}
