@@ -12,6 +12,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes"
 )
 
@@ -150,7 +151,7 @@ type Config struct {
 	// SyncPeriod is positive, MinSyncPeriod at most as long.
 	SyncPeriod    time.Duration
 	MinSyncPeriod time.Duration
-	Conntrack     Conntrack
+	Conntrack     netfilter.ConntrackSettings
 	// HealthzBindAddress and MetricsBindAddress are an address and port each, or empty for a server that there is not to be.
 	HealthzBindAddress  string
 	MetricsBindAddress  string
@@ -158,15 +159,6 @@ type Config struct {
 	EnableProfiling     bool
 	OOMScoreAdj         int
 	ClientConnection    ClientConnection
-}
-
-// Conntrack is what is to be set of the kernel's connection tracking. A MaxPerCore of 0 leaves the limit as it is, whatever
-// Min says; so does a time of 0 with that time.
-type Conntrack struct {
-	MaxPerCore, Min                            int
-	TCPEstablishedTimeout, TCPCloseWaitTimeout time.Duration
-	TCPBeLiberal                               bool
-	UDPTimeout, UDPStreamTimeout               time.Duration
 }
 
 // refuse is told everything that is wrong: the field's path, and what would be right.
@@ -316,5 +308,6 @@ func (c *Config) routes() routes.Config {
 
 // rules returns the properties of all rules of a family.
 func (c *Config) rules(facts Facts, large bool) iptables.Options {
-	return iptables.Options{MasqueradeBit: c.MasqueradeBit, RandomFully: facts.RandomFully, DropInvalid: facts.DropInvalid, Large: large}
+	return iptables.Options{MasqueradeBit: c.MasqueradeBit, RandomFully: facts.RandomFully, DropInvalid: facts.DropInvalid,
+		Counters: facts.Counters, Large: large}
 }

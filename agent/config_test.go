@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 const head = "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n"
@@ -68,7 +69,7 @@ clientConnection: {kubeconfig: /etc/k, qps: -1, burst: 7, contentType: applicati
 		IPTablesBackend: "nft",
 		SyncPeriod:      time.Minute,
 		MinSyncPeriod:   2 * time.Second,
-		Conntrack: Conntrack{Min: 1, TCPCloseWaitTimeout: time.Minute, TCPBeLiberal: true, UDPTimeout: 30 * time.Second,
+		Conntrack: netfilter.ConntrackSettings{Min: 1, TCPCloseWaitTimeout: time.Minute, TCPBeLiberal: true, UDPTimeout: 30 * time.Second,
 			UDPStreamTimeout: 2 * time.Minute},
 		MetricsBindAddress:  "192.0.2.10:10249",
 		BindAddressHardFail: true,
@@ -91,7 +92,7 @@ func TestDefaults(t *testing.T) {
 		IPTablesBackend:    "auto",
 		SyncPeriod:         30 * time.Second,
 		MinSyncPeriod:      500 * time.Millisecond,
-		Conntrack:          Conntrack{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
+		Conntrack:          netfilter.ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
 		HealthzBindAddress: "0.0.0.0:10256",
 		MetricsBindAddress: "127.0.0.1:10249",
 		OOMScoreAdj:        -999,

@@ -9,20 +9,17 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // The defaults that are kube-proxy's (its config/v1alpha1 and kubelet/qos packages), but for what pace.go and parts.go say.
 const (
-	defaultSyncPeriod   = 30 * time.Second
-	defaultMaxPerCore   = 32 * 1024
-	defaultConntrackMin = 128 * 1024
-	defaultEstablished  = 24 * time.Hour
-	defaultCloseWait    = time.Hour
-	defaultOOMScoreAdj  = -999
-	defaultQPS          = 5
-	defaultBurst        = 10
-	healthzPort         = 10256
-	metricsPort         = 10249
+	defaultSyncPeriod  = 30 * time.Second
+	defaultOOMScoreAdj = -999
+	defaultQPS         = 5
+	defaultBurst       = 10
+	healthzPort        = 10256
+	metricsPort        = 10249
 )
 
 // The encodings that a Kubernetes API speaks.
@@ -138,12 +135,13 @@ func (a *AgentConfiguration) periods(c *Config, refuse refuse) {
 	}
 }
 
-func (s ConntrackConfiguration) check(refuse refuse) Conntrack {
-	return Conntrack{
-		MaxPerCore:            count("conntrack.maxPerCore", s.MaxPerCore, defaultMaxPerCore, refuse),
-		Min:                   count("conntrack.min", s.Min, defaultConntrackMin, refuse),
-		TCPEstablishedTimeout: duration("conntrack.tcpEstablishedTimeout", s.TCPEstablishedTimeout, defaultEstablished, refuse),
-		TCPCloseWaitTimeout:   duration("conntrack.tcpCloseWaitTimeout", s.TCPCloseWaitTimeout, defaultCloseWait, refuse),
+func (s ConntrackConfiguration) check(refuse refuse) netfilter.ConntrackSettings {
+	def := netfilter.DefaultConntrackSettings
+	return netfilter.ConntrackSettings{
+		MaxPerCore:            count("conntrack.maxPerCore", s.MaxPerCore, def.MaxPerCore, refuse),
+		Min:                   count("conntrack.min", s.Min, def.Min, refuse),
+		TCPEstablishedTimeout: duration("conntrack.tcpEstablishedTimeout", s.TCPEstablishedTimeout, def.TCPEstablishedTimeout, refuse),
+		TCPCloseWaitTimeout:   duration("conntrack.tcpCloseWaitTimeout", s.TCPCloseWaitTimeout, def.TCPCloseWaitTimeout, refuse),
 		TCPBeLiberal:          s.TCPBeLiberal,
 		UDPTimeout:            duration("conntrack.udpTimeout", s.UDPTimeout, 0, refuse),
 		UDPStreamTimeout:      duration("conntrack.udpStreamTimeout", s.UDPStreamTimeout, 0, refuse),

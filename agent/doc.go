@@ -4,11 +4,13 @@
 //	source ──► Snapshot ─┐                    ┌──► routes part ──► routes/rtnl
 //	                     ├─► MakePlan ─► Plan ─┤
 //	rtnetlink ─► Host ───┘                    └──► rules part ───► proxy/netfilter
+//	                                                   └──► health checks part ──► proxy/healthd
 //
 // [MakePlan] is a pure function. Everything that shows what the agent means to do (the parts, fairway render, the
 // metrics, the tests) shows that one value. A Part is level-triggered: it reads, takes the difference, applies it and
 // reports; a change by somebody else, a timer and a failure all run the same step again, and a step that finds nothing
-// to do writes nothing. Parts run independently, so that a held xtables lock does not delay a route.
+// to do writes nothing. Parts run independently, so that a held xtables lock does not delay a route; only the health checks
+// follow the rules, so that no load balancer is told of endpoints to which there are no rules yet.
 //
 // The package refuses to know rule syntax, netlink or Kubernetes types; those belong to the packages at the edges.
 package agent

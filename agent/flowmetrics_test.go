@@ -7,20 +7,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // What was done about flows, and what the kernel has counted, are kube-proxy's metrics.
 func TestFlowMetrics(t *testing.T) {
 	m := newMetrics(newStatus(nil, time.Minute), "", nil)
-	counted, fails := map[string]uint64{netfilter.CounterInvalidDropped: 7}, error(nil)
+	counted, fails := map[string]uint64{iptables.InvalidCounter: 7}, error(nil)
 	m.registry.MustRegister(packetCounters{func() (map[string]uint64, error) { return counted, fails }})
 	for _, flows := range []netfilter.FlowsReport{{Deleted: 3, Duration: time.Millisecond}, {}, {Deleted: 2, Duration: time.Second}} {
 		m.done(outcome{part: "rules-IPv4", report: Report{Flows: flows}})
 	}
 	scrape := func() string {
 		w := httptest.NewRecorder()
-		metricsHandler(m, false).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		metricsHandler(m, Config{}, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 		return w.Body.String()
 	}
 	text := scrape()

@@ -65,3 +65,11 @@ func sooner(a, b time.Duration) time.Duration {
 	}
 	return min(a, b)
 }
+
+// nodeRef names a Node, which the cluster may not have.
+func nodeRef(s *cluster.Snapshot, name string) cluster.Ref {
+	if n := s.Node(name); n != nil {
+		return n.Ref()
+	}
+	return cluster.Ref{Kind: "Node", Name: name}
+}

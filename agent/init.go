@@ -19,7 +19,7 @@ import (
 // The error names every file that could not be set, with its value and the one that would be right.
 func Init(ctx context.Context, c Config) error {
 	errs := []error{rtnl.EnsureForwarding(cluster.IPv4)}
-	errs = append(errs, netfilter.ApplyConntrack(netfilter.ConntrackSettings(c.Conntrack))...)
+	errs = append(errs, netfilter.ApplyConntrack(c.Conntrack)...)
 	if p := c.proxy().NodePorts; p != nil && p.Localhost {
 		errs = append(errs, routeLocalnet(ctx, c.IPTablesBackend))
 	}

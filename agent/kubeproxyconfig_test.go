@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 const proxyHead = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -154,7 +155,7 @@ clientConnection: {kubeconfig: k.conf, qps: 50, burst: 100, contentType: applica
 		IPTablesBackend: "auto",
 		SyncPeriod:      time.Minute,
 		MinSyncPeriod:   5 * time.Second,
-		Conntrack: Conntrack{MaxPerCore: 1, Min: 2, TCPEstablishedTimeout: 3 * time.Hour, TCPBeLiberal: true, UDPTimeout: 5 * time.Second,
+		Conntrack: netfilter.ConntrackSettings{MaxPerCore: 1, Min: 2, TCPEstablishedTimeout: 3 * time.Hour, TCPBeLiberal: true, UDPTimeout: 5 * time.Second,
 			UDPStreamTimeout: 6 * time.Second},
 		HealthzBindAddress:  "192.0.2.10:10256",
 		MetricsBindAddress:  "[::1]:10249",
@@ -206,7 +207,7 @@ func TestKubeProxyRemarks(t *testing.T) {
 			if err != nil || !same {
 				t.Errorf("%v, remarks\n%s\nexpected\n%s", err, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
-			if config.MasqueradeBit != 14 || config.Conntrack.Min != defaultConntrackMin {
+			if config.MasqueradeBit != 14 || config.Conntrack.Min != netfilter.DefaultConntrackSettings.Min {
 				t.Errorf("a field in other case counts: %+v", config)
 			}
 			if c.name == "given twice" && (config.NodeName != "b" || !strings.Contains(got[0], `"hostnameOverride" already set`)) {

@@ -140,6 +140,7 @@ func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 	}
 	announce(g.plan, plan)
 	next := goal{g.revision + 1, plan}
+	l.metrics.changed(next, g.plan)
 	l.status.queued(next, s.Node(l.config.NodeName), start)
 	return next
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,25 +12,36 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
-	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // metrics are the agent's own counters. What the status knows is not counted twice: a collector reads it at the moment
 // of a scrape. Names that begin with kubeproxy_ mean what they mean in kube-proxy, so that dashboards and alerts go on
 // working; the others begin with fairway_.
 type metrics struct {
-	registry      *prometheus.Registry
-	syncDuration  *prometheus.HistogramVec // by part
-	proxyDuration *prometheus.HistogramVec // by ip_family
-	syncErrors    *prometheus.CounterVec   // by part
-	proxyFailures *prometheus.CounterVec   // by ip_family
-	writes        *prometheus.CounterVec   // by part
-	drift         *prometheus.CounterVec   // by part
-	flowsDuration *prometheus.HistogramVec // by ip_family
-	flowsDeleted  *prometheus.CounterVec   // by ip_family
-	planDuration  prometheus.Histogram
-	healthzTotal  *prometheus.CounterVec // by code
-	livezTotal    *prometheus.CounterVec // by code
+	registry *prometheus.Registry
+	status   *status
+	version  string
+	start    time.Time
+	changes  *changes
+
+	syncDuration    *prometheus.HistogramVec // by part
+	proxyDuration   *prometheus.HistogramVec // by ip_family
+	fullDuration    *prometheus.HistogramVec // by ip_family
+	partialDuration *prometheus.HistogramVec // by ip_family
+	programming     *prometheus.HistogramVec // by ip_family
+	serviceChanges  prometheus.Counter
+	endpointChanges prometheus.Counter
+	partialFailures *prometheus.CounterVec   // by ip_family
+	lastRules       *prometheus.GaugeVec     // by table and ip_family
+	syncErrors      *prometheus.CounterVec   // by part
+	proxyFailures   *prometheus.CounterVec   // by ip_family
+	writes          *prometheus.CounterVec   // by part
+	drift           *prometheus.CounterVec   // by part
+	flowsDuration   *prometheus.HistogramVec // by ip_family
+	flowsDeleted    *prometheus.CounterVec   // by ip_family
+	planDuration    prometheus.Histogram
+	healthzTotal    *prometheus.CounterVec // by code
+	livezTotal      *prometheus.CounterVec // by code
 }
 
 // newMetrics makes the metrics of an agent. lost, when not nil, tells since when the Kubernetes API has not answered.
@@ -42,11 +54,25 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	m := &metrics{
-		registry:      prometheus.NewRegistry(),
+		registry: prometheus.NewRegistry(), status: s, version: version, start: time.Now(),
 		syncDuration:  histogram("fairway_sync_duration_seconds", "Time of one sync of a part, failed ones included.", "part"),
 		proxyDuration: histogram("kubeproxy_sync_proxy_rules_duration_seconds", "Time of one sync of the service rules, failed ones included.", "ip_family"),
+		fullDuration: histogram("kubeproxy_sync_full_proxy_rules_duration_seconds",
+			"Time of one sync of the service rules that read all rules back first, failed ones included.", "ip_family"),
+		partialDuration: histogram("kubeproxy_sync_partial_proxy_rules_duration_seconds",
+			"Time of one sync of the service rules that took the difference to what was known of the kernel, failed ones included.", "ip_family"),
+		programming: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "kubeproxy_network_programming_duration_seconds",
+			Help: "Time from a change of endpoints until it was in the kernel, for each changed EndpointSlice.", Buckets: programmingBuckets()}, []string{"ip_family"}),
+		serviceChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "kubeproxy_sync_proxy_rules_service_changes_total",
+			Help: "Services that came, went or changed."}),
+		endpointChanges: prometheus.NewCounter(prometheus.CounterOpts{Name: "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+			Help: "EndpointSlices that came, went or changed."}),
+		partialFailures: counter("kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+			"Syncs of the service rules that took the difference to what was known of the kernel, and failed or were refused.", "ip_family"),
+		lastRules: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubeproxy_sync_proxy_rules_iptables_last",
+			Help: "Rules written by the last sync."}, []string{"table", "ip_family"}),
 		syncErrors:    counter("fairway_sync_errors_total", "Failed syncs.", "part"),
-		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Failed syncs of the service rules.", "ip_family"),
+		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Restores of service rules that were refused, and syncs that failed otherwise.", "ip_family"),
 		writes:        counter("fairway_sync_writes_total", "Syncs that wrote to the kernel.", "part"),
 		drift:         counter("fairway_drift_repaired_total", "Routes and chains repaired after somebody else had changed them.", "part"),
 		flowsDuration: histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of one look through conntrack's UDP entries.", "ip_family"),
@@ -55,6 +81,10 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 			Help: "Time to decide and render everything after a change.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)}),
 		healthzTotal: counter("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
 		livezTotal:   counter("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
+	}
+	m.changes = newChanges(s, m.start)
+	pending := func(name, help string, value func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "fairway_build_info", Help: "1, with the version as label.",
 		ConstLabels: prometheus.Labels{"version": version}})
@@ -70,9 +100,21 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		}))
 	}
 	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.flowsDuration, m.flowsDeleted, m.planDuration,
+		m.fullDuration, m.partialDuration, m.programming, m.serviceChanges, m.endpointChanges, m.partialFailures, m.lastRules,
+		pending("kubeproxy_sync_proxy_rules_service_changes_pending", "Changes of Services that are not in the kernel yet.",
+			func() int { services, _ := m.changes.pending(); return services }),
+		pending("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Changes of EndpointSlices that are not in the kernel yet.",
+			func() int { _, endpoints := m.changes.pending(); return endpoints }),
 		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// programmingBuckets are kube-proxy's: 0.25 and 0.5 s, then every second up to a minute, every 5 s up to two, and every 30 s
+// up to five.
+func programmingBuckets() []float64 {
+	return slices.Concat([]float64{0.25, 0.5}, prometheus.LinearBuckets(1, 1, 59), prometheus.LinearBuckets(60, 5, 12),
+		prometheus.LinearBuckets(120, 30, 7))
 }
 
 func (m *metrics) healthz(code int) { m.healthzTotal.WithLabelValues(strconv.Itoa(code)).Inc() }
@@ -80,17 +122,26 @@ func (m *metrics) livez(code int)   { m.livezTotal.WithLabelValues(strconv.Itoa(
 
 func (m *metrics) planned(d time.Duration) { m.planDuration.Observe(d.Seconds()) }
 
+// changed counts what a goal brings that the Plan before it, nil for none, did not have.
+func (m *metrics) changed(g goal, before *Plan) {
+	var old *cluster.Snapshot
+	if before != nil {
+		old = before.Snapshot
+	}
+	b := compareSnapshots(old, g.plan.Snapshot)
+	b.revision = g.revision
+	m.serviceChanges.Add(float64(b.services))
+	m.endpointChanges.Add(float64(b.endpoints))
+	m.changes.add(b)
+}
+
 // done counts an outcome.
 func (m *metrics) done(o outcome) {
 	took := o.end.Sub(o.start).Seconds()
 	m.syncDuration.WithLabelValues(o.part).Observe(took)
 	family, isRules := strings.CutPrefix(o.part, rulesPrefix)
 	if isRules {
-		m.proxyDuration.WithLabelValues(family).Observe(took)
-		m.flowsDeleted.WithLabelValues(family).Add(float64(o.report.Flows.Deleted))
-		if d := o.report.Flows.Duration; d > 0 {
-			m.flowsDuration.WithLabelValues(family).Observe(d.Seconds())
-		}
+		m.rulesDone(o, family)
 	}
 	if o.report.Wrote {
 		m.writes.WithLabelValues(o.part).Inc()
@@ -100,9 +151,48 @@ func (m *metrics) done(o outcome) {
 		return
 	}
 	m.syncErrors.WithLabelValues(o.part).Inc()
-	if isRules {
-		m.proxyFailures.WithLabelValues(family).Inc()
+}
+
+// rulesDone counts an outcome of the rules of a family.
+func (m *metrics) rulesDone(o outcome, family string) {
+	took := o.end.Sub(o.start).Seconds()
+	m.proxyDuration.WithLabelValues(family).Observe(took)
+	if o.report.Full {
+		m.fullDuration.WithLabelValues(family).Observe(took)
+	} else {
+		m.partialDuration.WithLabelValues(family).Observe(took)
 	}
+	failures := o.report.Refused
+	if o.err != nil {
+		failures = max(failures, 1)
+	}
+	if failures > 0 {
+		m.proxyFailures.WithLabelValues(family).Add(float64(failures))
+		if !o.report.Full {
+			m.partialFailures.WithLabelValues(family).Inc()
+		}
+	}
+	m.flowsDeleted.WithLabelValues(family).Add(float64(o.report.Flows.Deleted))
+	if d := o.report.Flows.Duration; d > 0 {
+		m.flowsDuration.WithLabelValues(family).Observe(d.Seconds())
+	}
+	m.lastRules.WithLabelValues(iptables.Filter, family).Set(float64(o.report.WroteFilter))
+	m.lastRules.WithLabelValues(iptables.NAT, family).Set(float64(o.report.WroteNAT))
+	if o.err != nil {
+		return
+	}
+	i := slices.IndexFunc(cluster.Families[:], func(f cluster.Family) bool { return f.String() == family })
+	for _, t := range m.changes.programmed(cluster.Families[i], o.revision) {
+		// The clock of who saw the change may be ahead of this one.
+		m.programming.WithLabelValues(family).Observe(max(0, o.end.Sub(t).Seconds()))
+	}
+}
+
+// droppedEvents shows how many Events were not written.
+func droppedEvents(dropped func() uint64) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "fairway_events_dropped_total",
+		Help: "Events that were not written, because the API did not take them or for the bounds on their number."},
+		func() float64 { return float64(dropped()) })
 }
 
 // A statusCollector shows the status as it is at a scrape.
@@ -208,9 +298,9 @@ type packetCounters struct {
 }
 
 var descPackets = map[string]*prometheus.Desc{
-	netfilter.CounterInvalidDropped: prometheus.NewDesc("kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+	iptables.InvalidCounter: prometheus.NewDesc("kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
 		"Forwarded packets that were dropped because conntrack calls them INVALID.", nil, nil),
-	netfilter.CounterLocalhostAccepted: prometheus.NewDesc("kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+	iptables.LocalhostCounter: prometheus.NewDesc("kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
 		"First packets of connections to node ports on 127.0.0.0/8.", nil, nil),
 }
 

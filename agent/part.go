@@ -36,6 +36,10 @@ type Report struct {
 	// Drift counts the routes or chains that were written. When the Plan was in the kernel already, they repaired what
 	// somebody else had changed.
 	Drift int
+	// Full is true when the Sync began by reading everything back, instead of taking the difference to what was last known.
+	Full bool
+	// WroteFilter and WroteNAT count the iptables rules written to these tables, Refused the restores that were refused.
+	WroteFilter, WroteNAT, Refused int
 	// Notes tell what the kernel, or what is in it, stood against.
 	Notes []cluster.Note
 	// Retry is when to try again what the kernel stood against; 0 for never.

@@ -64,6 +64,7 @@ type rulesPart struct {
 	index    int // in cluster.Families
 	nodeName string
 	rules    *netfilter.Rules
+	clients  clientWatch
 	flows    flowKeeper
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
@@ -80,6 +81,8 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
+		report.Full, report.Refused = r.Full, r.Refused
+		report.WroteFilter, report.WroteNAT = r.WroteFilter, r.WroteNAT
 		report.Notes = append(report.Notes, r.Quarantined...)
 		report.Retry = r.Retry
 		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
@@ -87,12 +90,13 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 		p.quarantined = len(r.Quarantined)
 	}
-	if err == nil && s.Table.NodePorts.Localhost {
-		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
-	}
+	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
 	if err == nil {
 		repaired := report.Wrote && (reread || s.Table == p.flows.table)
-		p.flows.sync(s.Table, plan.Snapshot, selfRef(plan.Snapshot, p.nodeName), repaired, &report)
+		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
+	}
+	if err == nil && s.Table.NodePorts.Localhost {
+		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
 	return report, err
 }
@@ -103,16 +107,8 @@ func (p *rulesPart) openLocalhost(s *cluster.Snapshot) []cluster.Note {
 	if err == nil {
 		return nil
 	}
-	return []cluster.Note{{Object: selfRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
+	return []cluster.Note{{Object: nodeRef(s, p.nodeName), Reason: cluster.ReasonSysctlRefused,
 		Detail: fmt.Sprintf("node ports do not work at 127.0.0.1: %v; right would be net.ipv4.conf.all.route_localnet=1 set by who prepares the node, or localhostNodePorts: false in the agent's configuration", err)}}
-}
-
-// selfRef names this machine's Node.
-func selfRef(s *cluster.Snapshot, name string) cluster.Ref {
-	if n := s.Node(name); n != nil {
-		return n.Ref()
-	}
-	return cluster.Ref{Kind: "Node", Name: name}
 }
 
 // healthChecksPart serves the health check node ports of one family. It follows the rules, so that a load balancer which is

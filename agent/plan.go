@@ -72,7 +72,7 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
 			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
 	}
-	p.Notes = append(p.Notes, sysctlNotes(selfRef(s, c.NodeName), facts.Refused)...)
+	p.Notes = append(p.Notes, sysctlNotes(nodeRef(s, c.NodeName), facts.Refused)...)
 	for i, f := range cluster.Families {
 		var memo Services
 		if prev != nil {

@@ -58,6 +58,9 @@ func (p *Plan) writeText(w io.Writer) error {
 		for _, port := range s.Table.Ports {
 			fmt.Fprintf(t, "  %s\t%s\t→ %s\n", port.Name, frontends(port), backends(port))
 		}
+		for _, h := range s.Table.HealthChecks {
+			fmt.Fprintf(t, "  %s/%s\thealth check node port %d\t→ %d ready on this node\n", h.Service.Namespace, h.Service.Name, h.Port, h.LocalEndpoints)
+		}
 	}
 	fmt.Fprintf(t, "\nNOTES\t%d\n", len(p.Notes))
 	for _, n := range p.Notes {
@@ -121,9 +124,10 @@ func list(backends []proxy.Backend) string {
 // The types of a Plan as JSON.
 type (
 	printedPlan struct {
-		Routes   []printedRoute `json:"routes"`
-		Services []printedPort  `json:"services"`
-		Notes    []printedNote  `json:"notes"`
+		Routes       []printedRoute       `json:"routes"`
+		Services     []printedPort        `json:"services"`
+		HealthChecks []printedHealthCheck `json:"healthChecks,omitempty"`
+		Notes        []printedNote        `json:"notes"`
 	}
 	printedRoute struct {
 		Destination netip.Prefix `json:"destination"`
@@ -156,6 +160,12 @@ type (
 		Address netip.AddrPort `json:"address"`
 		Local   bool           `json:"local,omitempty"`
 	}
+	printedHealthCheck struct {
+		Service        string `json:"service"`
+		Family         string `json:"family"`
+		Port           uint16 `json:"port"`
+		LocalEndpoints int    `json:"localEndpoints"`
+	}
 	printedNote struct {
 		Object string `json:"object"`
 		Reason string `json:"reason"`
@@ -171,6 +181,9 @@ func (p *Plan) printable() printedPlan {
 	for _, s := range p.Services {
 		for _, port := range s.Table.Ports {
 			out.Services = append(out.Services, printablePort(s.Family, port))
+		}
+		for _, h := range s.Table.HealthChecks {
+			out.HealthChecks = append(out.HealthChecks, printedHealthCheck{h.Service.Namespace + "/" + h.Service.Name, s.Family.String(), h.Port, h.LocalEndpoints})
 		}
 	}
 	for _, n := range p.Notes {

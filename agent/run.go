@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -77,8 +78,9 @@ func run(ctx context.Context, o Options) error {
 		}
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
-		part := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend), flows: flowKeeper{clean: netfilter.CleanFlows}}
-		parts = append(parts, part, &healthChecksPart{i, servers})
+		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
@@ -93,6 +95,7 @@ func run(ctx context.Context, o Options) error {
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}
+	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
@@ -120,7 +123,7 @@ func (o Options) servers(ctx context.Context, w world, self cluster.Ref, s *stat
 	}
 	for _, server := range []*server{
 		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(s, m, time.Now)},
-		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config.EnableProfiling)},
+		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config, time.Now)},
 	} {
 		server.patience, server.again = listenPatience, serveAgain
 		switch {
@@ -167,7 +170,7 @@ func announceBackend(b *netfilter.Backend) {
 // learn finds out what a Plan has to know of this machine.
 func learn(b *netfilter.Backend, c Config) (Facts, error) {
 	// First, as one of the settings is whether conntrack is liberal.
-	refused := netfilter.ApplyConntrack(netfilter.ConntrackSettings(c.Conntrack))
+	refused := netfilter.ApplyConntrack(c.Conntrack)
 	liberal, err := netfilter.TCPLiberal()
 	if err != nil {
 		return Facts{}, err
@@ -186,9 +189,12 @@ type world struct {
 		Reporter
 		Run(context.Context) error
 		Event(about cluster.Ref, eventType, reason, message string)
+		Dropped() uint64
 	}
 	// lost tells since when the API has not answered; nil where there is none.
 	lost func() (since time.Time, err error)
+	// metrics are those of the requests to the API.
+	metrics []prometheus.Collector
 }
 
 func (o Options) open() (world, error) {
@@ -203,7 +209,7 @@ func (o Options) open() (world, error) {
 		return world{}, err
 	}
 	api := kube.New(client)
-	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost}, nil
+	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost, metrics: kube.Metrics()}, nil
 }
 
 func folderError(dir string) func(error) {

@@ -206,21 +206,37 @@ func answer(w http.ResponseWriter, code int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
+func textHeaders(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+}
+
 // metricsHandler serves what kube-proxy serves on port 10249, as far as it applies; with profiling, also what tells about the
 // program itself.
-func metricsHandler(m *metrics, profiling bool) http.Handler {
+//
+//	/metrics    for Prometheus
+//	/healthz    ok, for as long as the agent answers; so does /healthz/ping
+//	/proxyMode  iptables
+//	/configz    the configuration in force, as JSON
+//	/statusz    version, start and uptime, and where each part stands, for people
+func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	text := func(path, body string) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-			w.Header().Set("X-Content-Type-Options", "nosniff")
+			textHeaders(w)
 			fmt.Fprint(w, body)
 		})
 	}
 	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	text("/healthz", "ok")
+	text("/healthz/ping", "ok")
 	text("/proxyMode", "iptables")
-	if profiling {
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, configz(c)) })
+	mux.HandleFunc("/statusz", func(w http.ResponseWriter, _ *http.Request) {
+		textHeaders(w)
+		fmt.Fprint(w, statusz(m, now()))
+	})
+	if c.EnableProfiling {
 		profile(mux)
 	}
 	return mux

@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 		v := l.status.view()
 		return v.parts[good.name].programmed > 0 && v.parts[bad.name].err != nil
 	})
-	handler := metricsHandler(l.metrics, false)
+	handler := metricsHandler(l.metrics, l.config, time.Now)
 	get := func(path string) string {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -66,6 +66,9 @@ func TestMetrics(t *testing.T) {
 	}
 	if mode, health := get("/proxyMode"), get("/healthz"); mode != "iptables" || health != "ok" {
 		t.Errorf("/proxyMode is %q, /healthz %q", mode, health)
+	}
+	if ping := get("/healthz/ping"); ping != "ok" {
+		t.Errorf("/healthz/ping is %q", ping)
 	}
 	healthHandler(l.status, l.metrics, time.Now).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/livez", nil))
 	text := get("/metrics")
@@ -157,6 +160,7 @@ type eventWriter struct {
 }
 
 func (*eventWriter) Run(context.Context) error { return nil }
+func (*eventWriter) Dropped() uint64           { return 0 }
 
 func (w *eventWriter) Event(about cluster.Ref, eventType, reason, _ string) {
 	w.events = append(w.events, about.String()+" "+eventType+" "+reason)
@@ -195,7 +199,9 @@ func TestProfiling(t *testing.T) {
 		}
 	})
 	s := newStatus(nil, time.Minute)
-	handler := func(profiling bool) http.Handler { return metricsHandler(newMetrics(s, "test", nil), profiling) }
+	handler := func(profiling bool) http.Handler {
+		return metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: profiling}, time.Now)
+	}
 	for _, c := range []struct {
 		profiling          bool
 		method, path, body string

@@ -9,9 +9,9 @@ import (
 	"github.com/fairway-net/fairway/proxy"
 )
 
-// TestServiceRanges: an address of a service range is nobody's to claim, be the range the configuration's or the cluster's; and a
+// TestAddressesInServiceRanges: an address of a service range is nobody's to claim, be the range the configuration's or the cluster's; and a
 // range that comes or goes counts at once, for Services that did not change.
-func TestServiceRanges(t *testing.T) {
+func TestAddressesInServiceRanges(t *testing.T) {
 	claimer := service("claimer", slice(8080, "10.0.2.1 ready"))
 	claimer.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("10.97.0.1"), netip.MustParseAddr("10.98.0.1")}
 	for _, policy := range []*proxy.AddressPolicy{nil, {ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")}}} {

@@ -28,8 +28,9 @@ type scenario struct {
 }
 
 // inputs are the files of a scenario that are not expectations. packets has a line for each packet to trace: the
-// interface that it comes in on (or "self" when this node sends it), its source, its destination.
-var inputs = []string{"flags", "cluster.yaml", "packets"}
+// interface that it comes in on (or "self" when this node sends it), its source, its destination. kube-proxy.yaml is what
+// --kube-proxy-config names; then the expectations have what is remarked on it.
+var inputs = []string{"flags", "kube-proxy.yaml", "cluster.yaml", "packets"}
 
 func scenarios(t *testing.T) (all []scenario) {
 	t.Helper()
@@ -56,18 +57,44 @@ func (s scenario) file(name string) string {
 	return ""
 }
 
+// write writes a file of the scenario into a folder, and returns its path; "" when there is none of the name.
+func (s scenario) write(t *testing.T, name string) string {
+	t.Helper()
+	text := s.file(name)
+	if text == "" {
+		return ""
+	}
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // load returns the scenario's cluster and configuration.
 func (s scenario) load(t *testing.T) (*cluster.Snapshot, agent.Config) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "cluster.yaml")
-	if err := os.WriteFile(path, []byte(s.file("cluster.yaml")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	snapshot, err := file.Load(path)
+	snapshot, err := file.Load(s.write(t, "cluster.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	configuration := agent.AgentConfiguration{}
+	config, _ := s.configure(t)
+	return snapshot, config
+}
+
+// configure returns the scenario's configuration, and the remarks on kube-proxy's.
+func (s scenario) configure(t *testing.T) (agent.Config, []agent.Remark) {
+	t.Helper()
+	config, remarks, err := agent.Configure(agent.Files{KubeProxy: s.write(t, "kube-proxy.yaml")}, func(c *agent.AgentConfiguration) { s.setFlags(t, c) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config, remarks
+}
+
+// setFlags sets what the scenario's flags say.
+func (s scenario) setFlags(t *testing.T, configuration *agent.AgentConfiguration) {
+	t.Helper()
 	for _, f := range strings.Fields(s.file("flags")) {
 		name, value, _ := strings.Cut(f, "=")
 		switch name {
@@ -91,11 +118,6 @@ func (s scenario) load(t *testing.T) (*cluster.Snapshot, agent.Config) {
 			t.Fatalf("scenario %s: unknown flag %s", s.name, f)
 		}
 	}
-	config, err := configuration.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return snapshot, config
 }
 
 // expectations renders a plan in the files of a scenario: what is empty has none.
@@ -126,6 +148,13 @@ func TestScenarios(t *testing.T) {
 			snapshot, config := s.load(t)
 			plan := agent.MakePlan(snapshot, config, agent.Offline, nil)
 			got := expectations(plan)
+			if _, remarks := s.configure(t); len(remarks) > 0 {
+				var text strings.Builder
+				for _, r := range remarks {
+					text.WriteString(r.String() + "\n")
+				}
+				got = append(got, txtar.File{Name: "remarks", Data: []byte(text.String())})
+			}
 			if packets := s.file("packets"); packets != "" {
 				got = append(got, txtar.File{Name: "traces", Data: []byte(traces(t, plan, packets))})
 			}

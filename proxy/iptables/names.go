@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/fairway-net/fairway/proxy"
@@ -20,6 +21,19 @@ func portHash(p *proxy.Port) string { return hash(p.Name.String() + p.Protocol.S
 
 func endpointChain(p *proxy.Port, endpoint string) string {
 	return "KUBE-SEP-" + hash(p.Name.String()+p.Protocol.String()+endpoint)
+}
+
+// ClientLists returns the names of the lists in which xt_recent remembers the clients of a port's endpoints; none for a port
+// without session affinity.
+func ClientLists(p *proxy.Port) (names []string) {
+	if p.Affinity == 0 {
+		return nil
+	}
+	for _, b := range slices.Concat(p.Cluster, p.Local) {
+		names = append(names, endpointChain(p, b.Addr.String()))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // maxChainName is the longest name of a chain, XT_EXTENSION_MAXNAMELEN-1 (linux/netfilter/x_tables.h).

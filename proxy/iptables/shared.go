@@ -9,16 +9,19 @@ import (
 // a rule there sees that it is there, and leaves it to the others when it goes.
 const chainKubelet = "KUBE-FIREWALL"
 
-// guardComment is by what the rule is known that keeps neighbours away from 127.0.0.0/8. kubelet and kube-proxy have the
-// same; another version of iptables may print its other words differently.
-const guardComment = `--comment "block incoming localnet connections"`
+// guardBegin and guardComment are by what the rule is known that keeps neighbours away from 127.0.0.0/8. kubelet and
+// kube-proxy have the same; another version of iptables may print the rest differently.
+const (
+	guardBegin   = "! -s 127.0.0.0/8 -d 127.0.0.0/8 "
+	guardComment = `--comment "block incoming localnet connections"`
+)
 
 // guards are the rules without which net.ipv4.conf.all.route_localnet, which makes node ports at 127.0.0.1 possible, would
 // open the host's loopback services to its neighbours (CVE-2020-8558).
 var guards = jumps(
 	"INPUT", "-j "+chainKubelet,
 	"OUTPUT", "-j "+chainKubelet,
-	chainKubelet, "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment "+guardComment+" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
+	chainKubelet, guardBegin+"-m comment "+guardComment+" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
 
 // Shared are rules of ours in a chain that we share with others. They are added when they are missing, but never changed or
 // taken away.
@@ -29,9 +32,10 @@ type Shared struct {
 	Rules []Jump
 }
 
-// Guarded tells that the Ruleset has the rules that keep neighbours away from the loopback network.
+// Guarded tells that the Ruleset has the rules that keep neighbours away from the loopback network. What this machine sends is
+// not from neighbours, so the jump from OUTPUT does not count.
 func (r *Ruleset) Guarded() bool {
-	return r.Filter.Shared.Chain && len(r.Filter.Shared.lacks(guards)) == 0
+	return !slices.ContainsFunc(r.Filter.Shared.lacks(guards), func(j Jump) bool { return j.From != "OUTPUT" })
 }
 
 // see takes a rule that was read, if it is one of ours.
@@ -41,7 +45,8 @@ func (s *Shared) see(from, line string) {
 			continue
 		}
 		// A rule with other matches is none of ours: INPUT may lead there for one interface only.
-		if from == chainKubelet && strings.Contains(line, guardComment) || line+"\n" == g.Rule {
+		isGuard := strings.HasPrefix(line, "-A "+chainKubelet+" "+guardBegin) && strings.Contains(line, guardComment)
+		if isGuard || line+"\n" == g.Rule {
 			s.Rules = append(s.Rules, g)
 			return
 		}

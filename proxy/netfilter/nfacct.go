@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
 // Numbers of linux/netfilter/nfnetlink.h and linux/netfilter/nfnetlink_acct.h.
@@ -20,14 +22,9 @@ const (
 	nfacctPackets = 2
 )
 
-// The kernel's counters that rules can add to with the match nfacct, by the names that kube-proxy gives them. They belong to
-// the network namespace, and go on counting while rules are replaced.
-const (
-	CounterInvalidDropped    = "ct_state_invalid_dropped_pkts"
-	CounterLocalhostAccepted = "localhost_nps_accepted_pkts"
-)
-
-var counters = [...]string{CounterInvalidDropped, CounterLocalhostAccepted}
+// counters are the kernel's counters that rules can add to with the match nfacct. They belong to the network namespace, and go
+// on counting while rules are replaced.
+var counters = [...]string{iptables.InvalidCounter, iptables.LocalhostCounter}
 
 // EnsureCounters makes the counters that there are none of yet. Only then will iptables take rules that name them. errors.Is
 // finds ErrNoKernelSupport where the kernel has no such thing, and fs.ErrPermission without NET_ADMIN.

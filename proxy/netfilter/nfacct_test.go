@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
 // send sends datagrams to the discard port of the loopback address.
@@ -36,18 +38,18 @@ func TestCounters(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		zero := map[string]uint64{CounterInvalidDropped: 0, CounterLocalhostAccepted: 0}
+		zero := map[string]uint64{iptables.InvalidCounter: 0, iptables.LocalhostCounter: 0}
 		if have, err := ReadCounters(); err != nil || !maps.Equal(have, zero) {
 			t.Errorf("new counters: %v, %v", have, err)
 		}
 		shell(t, "", "ip", "link", "set", "lo", "up")
 		restore := b.Binaries[b.Families()[0]].Restore
-		shell(t, "*filter\n-A OUTPUT -p udp -m nfacct --nfacct-name "+CounterLocalhostAccepted+" -j ACCEPT\nCOMMIT\n", restore, "--noflush")
+		shell(t, "*filter\n-A OUTPUT -p udp -m nfacct --nfacct-name "+iptables.LocalhostCounter+" -j ACCEPT\nCOMMIT\n", restore, "--noflush")
 		send(t, 3)
 		if err := EnsureCounters(); err != nil {
 			t.Fatal(err)
 		}
-		want := map[string]uint64{CounterInvalidDropped: 0, CounterLocalhostAccepted: 3}
+		want := map[string]uint64{iptables.InvalidCounter: 0, iptables.LocalhostCounter: 3}
 		if have, err := ReadCounters(); err != nil || !maps.Equal(have, want) {
 			t.Errorf("counters %v, %v, want %v", have, err, want)
 		}

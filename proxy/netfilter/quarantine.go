@@ -89,6 +89,8 @@ func (a *attempt) apply(ctx context.Context) error {
 	} else if err == nil {
 		a.report.Written = true
 		a.report.Lines += r.Lines()
+		a.report.WroteFilter += r.Rules(iptables.Filter)
+		a.report.WroteNAT += r.Rules(iptables.NAT)
 		a.report.Chains += r.Chains()
 	}
 	return err

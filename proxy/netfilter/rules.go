@@ -32,6 +32,11 @@ type Report struct {
 	// Written is true when the kernel was changed; Lines and Chains count what was written.
 	Written       bool
 	Lines, Chains int
+	// WroteFilter and WroteNAT count the rules that were written to the tables.
+	WroteFilter, WroteNAT int
+	// Full is true when the Sync knew nothing of the kernel and began by reading it; else it wrote the difference to what
+	// was last known.
+	Full bool
 	// RulesFilter and RulesNAT count the rules of ours that the tables now hold.
 	RulesFilter, RulesNAT int
 	// Duration is the time that the Sync of this family took.
@@ -110,7 +115,7 @@ type keeper struct {
 }
 
 func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
-	start := k.now()
+	start, full := k.now(), k.have == nil
 	a := newAttempt(k, d)
 	err := a.settle(ctx)
 	if due := k.due(a.services, start); err == nil && len(due) > 0 {
@@ -120,7 +125,7 @@ func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
 		err = a.tidy(ctx)
 	}
 	report := a.report
-	report.Family = k.family
+	report.Family, report.Full = k.family, full
 	report.Quarantined, report.Retry = k.quarantine(k.now())
 	report.RulesFilter, report.RulesNAT = k.count()
 	report.Duration = k.now().Sub(start)

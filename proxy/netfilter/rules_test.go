@@ -31,20 +31,27 @@ func TestSyncWritesOnlyWhatChanged(t *testing.T) {
 	if first.RulesNAT != nat || first.RulesFilter != filter {
 		t.Errorf("counted %d and %d rules, want %d and %d", first.RulesFilter, first.RulesNAT, filter, nat)
 	}
+	if !first.Full || first.WroteNAT != nat || first.WroteFilter != filter {
+		t.Errorf("at start (full %t) %d and %d rules were written, want %d and %d", first.Full, first.WroteFilter, first.WroteNAT, filter, nat)
+	}
 	if k.applies != 1 || k.reads != 2 {
 		t.Errorf("at start %d writes and %d reads, want 1 and 2 (before, and to see how it is printed)", k.applies, k.reads)
 	}
 	second := mustSync(t, rules, want)[0]
-	if second.Written || k.applies != 1 || k.reads != 2 {
+	if second.Written || second.Full || second.WroteFilter+second.WroteNAT > 0 || k.applies != 1 || k.reads != 2 {
 		t.Errorf("with nothing changed: %+v, %d writes, %d reads", second, k.applies, k.reads)
 	}
 	w.services[7] = w.service(7, 4)
 	want = w.desired()
 	third := mustSync(t, rules, want)[0]
-	if !third.Written || third.Chains > 6 || k.applies != 2 || k.reads != 2 {
+	if !third.Written || third.Full || third.WroteNAT == 0 || third.WroteNAT > third.Lines || third.Chains > 6 || k.applies != 2 || k.reads != 2 {
 		t.Errorf("after one change: %+v, %d writes, %d reads", third, k.applies, k.reads)
 	}
 	mustHold(t, k, want.Ruleset)
+	rules.Invalidate()
+	if fourth := mustSync(t, rules, want)[0]; !fourth.Full || fourth.Written {
+		t.Errorf("after it was told to look again: %+v", fourth)
+	}
 }
 
 // After any failure the kernel is read again, and one family's failure does not keep the other from being written.
@@ -72,7 +79,9 @@ func TestSyncAfterFailure(t *testing.T) {
 		t.Fatalf("write: %v", err)
 	}
 	k4.tables[iptables.NAT]["KUBE-MARK-MASQ"] = nil // what became of the failed write is not known
-	mustSync(t, rules, want...)
+	if reports := mustSync(t, rules, want...); !reports[0].Full || reports[1].Full {
+		t.Errorf("after a failed write: %+v", reports)
+	}
 	if k4.reads == reads {
 		t.Error("the kernel was not read after a failed write")
 	}

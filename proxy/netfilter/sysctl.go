@@ -27,6 +27,9 @@ type ConntrackSettings struct {
 	UDPTimeout, UDPStreamTimeout time.Duration
 }
 
+// DefaultConntrackSettings are kube-proxy's.
+var DefaultConntrackSettings = ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour}
+
 // mostConntrack is what MaxPerCore leads to at most, on a machine with very many CPUs; Min does not raise it then.
 const mostConntrack = 1 << 20
 
@@ -74,6 +77,13 @@ func (e *SysctlError) Unwrap() error { return e.Err }
 // nf_conntrack_max is left alone, and that is no error. The other values are those of the calling thread's network namespace.
 func ApplyConntrack(c ConntrackSettings) []error {
 	return sysctls{root: "/", load: loadConntrack}.conntrack(c)
+}
+
+// EnableRouteLocalnet lets packets to 127.0.0.0/8 be routed, which a node port on 127.0.0.1 needs: net.ipv4.conf.all.route_localnet
+// is 1 afterwards, or the error is a *SysctlError. It opens the host's loopback services to its neighbours (CVE-2020-8558) unless a
+// rule keeps them out, so that has to be there first.
+func EnableRouteLocalnet() error {
+	return sysctls{root: "/"}.set("proc/sys/net/ipv4/conf/all/route_localnet", "1")
 }
 
 // loadConntrack makes the kernel load conntrack, whose sysctls are not there before: speaking to ctnetlink does.

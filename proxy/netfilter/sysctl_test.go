@@ -13,9 +13,6 @@ import (
 	"time"
 )
 
-// kubeProxys are kube-proxy's defaults.
-var kubeProxys = ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour}
-
 // A machine is the files of one, by their names below the root.
 type machine map[string]string
 
@@ -25,13 +22,14 @@ const (
 	beLiberal    = conntrackSysctls + "nf_conntrack_tcp_be_liberal"
 	udpTimeout   = conntrackSysctls + "nf_conntrack_udp_timeout"
 	udpStream    = conntrackSysctls + "nf_conntrack_udp_timeout_stream"
+	routeLocal   = "proc/sys/net/ipv4/conf/all/route_localnet"
 	kernelsValue = "65536"
 )
 
 // fresh is a machine of two CPUs as it booted.
 func fresh() machine {
 	return machine{onlineCPUs: "0-1", conntrackMax: kernelsValue, conntrackBuckets: kernelsValue, established: "432000", closeWait: "60",
-		beLiberal: "0", udpTimeout: "30", udpStream: "120"}
+		beLiberal: "0", udpTimeout: "30", udpStream: "120", routeLocal: "0"}
 }
 
 // with is the machine with changes; "" takes a file away.
@@ -70,8 +68,8 @@ func TestConntrackSettings(t *testing.T) {
 		settings ConntrackSettings
 		changed  machine
 	}{
-		{"defaults", fresh(), kubeProxys, machine{conntrackMax: "131072", established: "86400", closeWait: "3600"}},
-		{"more CPUs", fresh().with(machine{onlineCPUs: "0-3,5-7,9"}), kubeProxys,
+		{"defaults", fresh(), DefaultConntrackSettings, machine{conntrackMax: "131072", established: "86400", closeWait: "3600"}},
+		{"more CPUs", fresh().with(machine{onlineCPUs: "0-3,5-7,9"}), DefaultConntrackSettings,
 			machine{conntrackMax: "262144", established: "86400", closeWait: "3600"}},
 		{"so many that the buckets don't do", fresh().with(machine{onlineCPUs: "0-15"}), ConntrackSettings{MaxPerCore: 32768},
 			machine{conntrackMax: "524288", conntrackBuckets: "131072"}},
@@ -104,7 +102,7 @@ func TestConntrackSettingsRefused(t *testing.T) {
 	if err := errors.Join(os.Remove(s.path(established)), os.Symlink("/dev/null", s.path(established)), os.Remove(s.path(closeWait))); err != nil {
 		t.Fatal(err)
 	}
-	refused := s.conntrack(kubeProxys)
+	refused := s.conntrack(DefaultConntrackSettings)
 	if len(refused) != 2 {
 		t.Fatalf("refused: %v", refused)
 	}
@@ -125,7 +123,7 @@ func TestConntrackSettingsRefused(t *testing.T) {
 // The sysctls are there once conntrack is loaded.
 func TestConntrackIsLoaded(t *testing.T) {
 	s := machine{onlineCPUs: "0-1"}.write(t)
-	if refused := s.conntrack(kubeProxys); len(refused) != 3 || !errors.Is(refused[0], fs.ErrNotExist) {
+	if refused := s.conntrack(DefaultConntrackSettings); len(refused) != 3 || !errors.Is(refused[0], fs.ErrNotExist) {
 		t.Errorf("refused: %v", refused)
 	}
 	s.load = func() error {
@@ -137,7 +135,7 @@ func TestConntrackIsLoaded(t *testing.T) {
 		}
 		return nil
 	}
-	if refused := s.conntrack(kubeProxys); refused != nil {
+	if refused := s.conntrack(DefaultConntrackSettings); refused != nil {
 		t.Errorf("refused: %v", refused)
 	}
 	machine{conntrackMax: "131072", established: "86400"}.compare(t, s)
@@ -154,7 +152,7 @@ func TestConntrackOfANamespace(t *testing.T) {
 	for _, name := range []string{conntrackMax, conntrackBuckets} {
 		before[name], _ = real.read(name)
 	}
-	c := kubeProxys
+	c := DefaultConntrackSettings
 	c.TCPBeLiberal, c.UDPTimeout, c.UDPStreamTimeout = true, 31*time.Second, 121*time.Second
 	c.MaxPerCore++ // certainly not what it is
 	c.Min = 0
@@ -164,6 +162,12 @@ func TestConntrackOfANamespace(t *testing.T) {
 	before.with(machine{established: "86400", closeWait: "3600", beLiberal: "1", udpTimeout: "31", udpStream: "121"}).compare(t, real)
 	if liberal, err := TCPLiberal(); !liberal || err != nil {
 		t.Errorf("liberal: %v, %v", liberal, err)
+	}
+	for range 2 {
+		if err := EnableRouteLocalnet(); err != nil {
+			t.Error(err)
+		}
+		machine{routeLocal: "1"}.compare(t, real)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/test/controlplane"
 	"github.com/fairway-net/fairway/test/lab"
 	"github.com/fairway-net/fairway/test/synth"
 )
@@ -49,11 +50,11 @@ func measureAgents(ctx context.Context, o options) (list []agents, err error) {
 			err = closing
 		}
 	}()
-	cp, err := startControlPlane(l.Client("control"), l.Dir)
+	cp, err := startControlPlane(l)
 	if err != nil {
 		return nil, err
 	}
-	m := measurement{ctx: ctx, cp: cp}
+	m := measurement{ctx: ctx, cp: objects{cp}}
 	for _, n := range o.sizes {
 		if err := m.grow(n, o.endpoints); err != nil {
 			return nil, err
@@ -71,10 +72,20 @@ func measureAgents(ctx context.Context, o options) (list []agents, err error) {
 	return list, nil
 }
 
+// startControlPlane builds and starts a control plane on the machine "control" of a lab.
+func startControlPlane(l *lab.Lab) (*controlplane.ControlPlane, error) {
+	progress("building etcd and kube-apiserver; the first time it takes minutes")
+	binaries, err := controlplane.Build()
+	if err != nil {
+		return nil, err
+	}
+	return controlplane.Start(binaries, l.Client("control"), controlplane.Options{Dir: l.Dir, ServiceCIDRs: l.Topology.ServiceCIDRs})
+}
+
 // A measurement runs agents, one after the other, on one cluster.
 type measurement struct {
 	ctx      context.Context
-	cp       *controlPlane
+	cp       objects
 	snapshot *cluster.Snapshot // what the API has, after so many changes; nil before there is anything
 	changes  int
 
@@ -109,7 +120,7 @@ func (m *measurement) grow(services, endpoints int) error {
 func (m *measurement) run(o options) (*agentRun, error) {
 	r := &agentRun{}
 	start := time.Now()
-	agent, err := m.node.StartAgent(lab.AgentOptions{Backend: m.backend, Flags: []string{"--kubeconfig=" + m.cp.kubeconfig}})
+	agent, err := m.node.StartAgent(lab.AgentOptions{Backend: m.backend, Flags: []string{"--kubeconfig=" + m.cp.Kubeconfig}})
 	if err != nil {
 		return nil, err
 	}

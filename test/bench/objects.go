@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/test/controlplane"
 )
 
 // writers is how many requests are made at once.
@@ -19,8 +20,11 @@ const writers = 8
 // elsewhere is an address of the services' network that none of the made-up clusters uses.
 const elsewhere = "10.111.0.1"
 
+// objects writes objects to the API.
+type objects struct{ *controlplane.ControlPlane }
+
 // create writes the objects of a made-up cluster that do not exist yet.
-func (cp *controlPlane) create(ctx context.Context, s *cluster.Snapshot) error {
+func (cp objects) create(ctx context.Context, s *cluster.Snapshot) error {
 	var tasks []func() error
 	namespaces := map[string]bool{}
 	for _, svc := range s.Services {
@@ -80,12 +84,12 @@ func parallel(tasks []func() error) error {
 	return failed
 }
 
-func (cp *controlPlane) createNamespace(ctx context.Context, name string) error {
-	_, err := cp.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+func (cp objects) createNamespace(ctx context.Context, name string) error {
+	_, err := cp.Client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	return err
 }
 
-func (cp *controlPlane) createNode(ctx context.Context, n *cluster.Node) error {
+func (cp objects) createNode(ctx context.Context, n *cluster.Node) error {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name}}
 	for _, p := range n.PodCIDRs {
 		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, p.String())
@@ -94,11 +98,11 @@ func (cp *controlPlane) createNode(ctx context.Context, n *cluster.Node) error {
 	for _, a := range n.InternalIPs {
 		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 	}
-	_, err := cp.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	_, err := cp.Client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
 	return err
 }
 
-func (cp *controlPlane) createService(ctx context.Context, svc *cluster.Service) error {
+func (cp objects) createService(ctx context.Context, svc *cluster.Service) error {
 	object := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: svc.Name},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceType(svc.Type), ClusterIP: svc.ClusterIPs[0].String()}}
 	if svc.ClusterIPs[0] == serviceCIDR.Addr().Next() {
@@ -107,17 +111,17 @@ func (cp *controlPlane) createService(ctx context.Context, svc *cluster.Service)
 	for _, p := range svc.Ports {
 		object.Spec.Ports = append(object.Spec.Ports, corev1.ServicePort{Name: p.Name, Port: int32(p.Port), NodePort: int32(p.NodePort)})
 	}
-	_, err := cp.client.CoreV1().Services(svc.Namespace).Create(ctx, object, metav1.CreateOptions{})
+	_, err := cp.Client.CoreV1().Services(svc.Namespace).Create(ctx, object, metav1.CreateOptions{})
 	if existing(err) != nil {
 		return fmt.Errorf("create Service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
-	_, err = cp.client.DiscoveryV1().EndpointSlices(svc.Namespace).Create(ctx, sliceObject(svc), metav1.CreateOptions{})
+	_, err = cp.Client.DiscoveryV1().EndpointSlices(svc.Namespace).Create(ctx, sliceObject(svc), metav1.CreateOptions{})
 	return err
 }
 
 // updateSlice writes the present endpoints of a Service.
-func (cp *controlPlane) updateSlice(ctx context.Context, svc *cluster.Service) error {
-	_, err := cp.client.DiscoveryV1().EndpointSlices(svc.Namespace).Update(ctx, sliceObject(svc), metav1.UpdateOptions{})
+func (cp objects) updateSlice(ctx context.Context, svc *cluster.Service) error {
+	_, err := cp.Client.DiscoveryV1().EndpointSlices(svc.Namespace).Update(ctx, sliceObject(svc), metav1.UpdateOptions{})
 	return err
 }
 

@@ -31,9 +31,15 @@ func sticky(svc *corev1.Service, seconds int32) *corev1.Service {
 // crowd gives the client c more addresses and returns them by family. To affinity they are different clients.
 func (s *stage) crowd(t *testing.T) map[cluster.Family][]netip.Addr {
 	t.Helper()
+	return s.crowdOf(t, crowdSize)
+}
+
+// crowdOf is crowd with so many addresses, 120 at most.
+func (s *stage) crowdOf(t *testing.T, size int) map[cluster.Family][]netip.Addr {
+	t.Helper()
 	out := map[cluster.Family][]netip.Addr{}
 	var batch strings.Builder
-	for i := range crowdSize {
+	for i := range size {
 		for f, a := range map[cluster.Family]netip.Addr{
 			cluster.IPv4: netip.MustParseAddr(fmt.Sprint("192.168.0.", 120+i)),
 			cluster.IPv6: netip.MustParseAddr(fmt.Sprint("fd00:192:168::", 120+i)),

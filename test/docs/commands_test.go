@@ -84,6 +84,7 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	copyManifests(t, cluster.Dir, filepath.Join(folder, "cluster.yaml"))
+	copyFile(t, "../../agent/testdata/kubeadm-configmap.yaml", filepath.Join(folder, "kube-proxy.yaml"))
 	ran := 0
 	for _, c := range all(t) {
 		if elsewhere(c) {
@@ -132,7 +133,12 @@ func copyManifests(t *testing.T, dir, to string) {
 	if err != nil || len(files) != 1 {
 		t.Fatalf("the cluster's folder has %v (%v), expected one file", files, err)
 	}
-	text, err := os.ReadFile(files[0])
+	copyFile(t, files[0], to)
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{fairway: builtAgent(t), agents: map[string]*lab.Process{}}
 	w.lab = lab.ForTest(t, topology())
 	w.logs = newLogs(t)
-	w.cp = startControlPlane(t, w.logs, w.lab.Client("control"), w.lab.Topology.ServiceCIDRs)
+	w.cp = startControlPlane(t, w.logs, w.lab)
 	for _, n := range w.lab.Topology.Nodes {
 		for _, p := range n.Pods {
 			for _, proto := range []lab.Proto{lab.TCP, lab.UDP} {
@@ -99,7 +99,7 @@ func newWorld(t *testing.T) *world {
 
 // createRootCA makes the ConfigMap that kube-controller-manager puts into every namespace, for pods to know the API.
 func (w *world) createRootCA(t *testing.T) {
-	ca, err := os.ReadFile(w.cp.caFile())
+	ca, err := os.ReadFile(w.cp.CAFile())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,13 +109,13 @@ func (w *world) createRootCA(t *testing.T) {
 func (w *world) createConfigMap(t *testing.T, name string, data map[string]string) {
 	t.Helper()
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}
-	if _, err := w.cp.client.CoreV1().ConfigMaps("kube-system").Create(context.Background(), cm, metav1.CreateOptions{}); err != nil {
+	if _, err := w.cp.Client.CoreV1().ConfigMaps("kube-system").Create(context.Background(), cm, metav1.CreateOptions{}); err != nil {
 		t.Fatalf("create ConfigMap: %v", err)
 	}
 }
 
 // api returns a writer of objects whose errors belong to the given test.
-func (w *world) api(t *testing.T) api { return api{t, w.cp.client} }
+func (w *world) api(t *testing.T) api { return api{t, w.cp.Client} }
 
 // manifests returns the path of a folder of the manifests.
 func manifests(t *testing.T, elem ...string) string {
@@ -128,7 +128,7 @@ func overlay(t *testing.T, name string) string { return filepath.Join(sourceDir(
 // mustKubectl is kubectl whose failure is the test's.
 func (w *world) mustKubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := w.cp.kubectl(args...)
+	out, err := w.cp.Kubectl(args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func (w *world) startAgent(t *testing.T, node string, ds *appsv1.DaemonSet) {
 	t.Helper()
 	kubernetes := netip.AddrPortFrom(w.lab.Topology.ServiceCIDRs[0].Addr().Next(), 443)
 	k := &kubelet{
-		tb: t, logs: w.logs, client: w.cp.client, node: w.lab.Node(node), ds: ds, binary: w.fairway, work: w.lab.Dir,
+		tb: t, logs: w.logs, client: w.cp.Client, node: w.lab.Node(node), ds: ds, binary: w.fairway, work: w.lab.Dir,
 		serviceHost: kubernetes.Addr().String(), servicePort: strconv.Itoa(int(kubernetes.Port())),
 	}
 	k.initContainers()

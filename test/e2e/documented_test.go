@@ -35,19 +35,19 @@ func (w *world) documented(t *testing.T) {
 		if strings.Contains(c.Text, "rollout status") {
 			w.rollOut(t)
 		}
-		env := "cd " + folder + "; PATH=" + filepath.Dir(w.cp.bin.kubectl) + ":$PATH; KUBECACHEDIR=" + w.cp.path("kubectl") + " KUBECONFIG=" + w.cp.kubeconfig + " "
-		if out, err := w.cp.ns.Run("bash", "-c", env+c.Text); err != nil {
+		env := "cd " + folder + "; PATH=" + string(w.cp.Binaries) + ":$PATH; KUBECACHEDIR=" + w.cp.Path("kubectl") + " KUBECONFIG=" + w.cp.Kubeconfig + " "
+		if out, err := w.cp.Namespace.Run("bash", "-c", env+c.Text); err != nil {
 			t.Errorf("%s: %s: %v\n%s", c.File, c.Text, err, out)
 		}
 	}
 	if typed < 5 {
 		t.Errorf("only %d commands of kubectl were found in the documents", typed)
 	}
-	ds, err := w.cp.client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "kube-proxy", metav1.GetOptions{})
+	ds, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "kube-proxy", metav1.GetOptions{})
 	if err != nil || len(ds.Spec.Template.Spec.NodeSelector) != 1 {
 		t.Errorf("after the way back kube-proxy's node selector is %v (%v), want what it was", ds.Spec.Template.Spec.NodeSelector, err)
 	}
-	if _, err := w.cp.client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{}); err == nil {
+	if _, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{}); err == nil {
 		t.Error("after the way back the DaemonSet fairway is still there")
 	}
 }
@@ -56,7 +56,7 @@ func (w *world) documented(t *testing.T) {
 func (w *world) createKubeProxy(t *testing.T) {
 	t.Helper()
 	labels := map[string]string{"k8s-app": "kube-proxy"}
-	_, err := w.cp.client.AppsV1().DaemonSets("kube-system").Create(context.Background(), &appsv1.DaemonSet{
+	_, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Create(context.Background(), &appsv1.DaemonSet{
 		ObjectMeta: metav1.ObjectMeta{Name: "kube-proxy"},
 		Spec: appsv1.DaemonSetSpec{
 			Selector: &metav1.LabelSelector{MatchLabels: labels},
@@ -77,7 +77,7 @@ func (w *world) createKubeProxy(t *testing.T) {
 // rollOut says that all of fairway's Pods are up to date and available.
 func (w *world) rollOut(t *testing.T) {
 	t.Helper()
-	sets := w.cp.client.AppsV1().DaemonSets("kube-system")
+	sets := w.cp.Client.AppsV1().DaemonSets("kube-system")
 	ds, err := sets.Get(context.Background(), "fairway", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

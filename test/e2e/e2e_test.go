@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/test/controlplane"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -61,7 +62,7 @@ func TestCluster(t *testing.T) {
 
 func (w *world) applyManifests(t *testing.T) {
 	w.mustKubectl(t, "apply", "-k", overlay(t, "cluster"))
-	ds, err := w.cp.client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{})
+	ds, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +87,7 @@ func (w *world) applyManifests(t *testing.T) {
 func (w *world) startAgents(t *testing.T) {
 	// The way to the API server without any Service, as the DaemonSet's comment says it.
 	w.createConfigMap(t, "fairway-api-server", map[string]string{
-		"KUBERNETES_SERVICE_HOST": w.cp.addr.String(), "KUBERNETES_SERVICE_PORT": "6443",
+		"KUBERNETES_SERVICE_HOST": w.cp.Addr.String(), "KUBERNETES_SERVICE_PORT": "6443",
 	})
 	for _, node := range []string{"node-a", "node-b"} {
 		w.api(t).createNode(w.lab.Node(node).NodeSpec)
@@ -154,12 +155,12 @@ func (w *world) clusterIP(t *testing.T) {
 // apiService asks for the API where pods are told that it is: the API server itself writes that Service and its
 // endpoints.
 func (w *world) apiService(t *testing.T) {
-	svc, err := w.cp.client.CoreV1().Services(namespace).Get(context.Background(), "kubernetes", metav1.GetOptions{})
+	svc, err := w.cp.Client.CoreV1().Services(namespace).Get(context.Background(), "kubernetes", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := w.lab.Pod("pod-b3").Run(w.cp.bin.kubectl, "--server=https://"+svc.Spec.ClusterIP,
-		"--certificate-authority="+w.cp.caFile(), "--token="+adminToken, "get", "--raw=/readyz")
+	out, err := w.lab.Pod("pod-b3").Run(w.cp.Binaries.Path(controlplane.Kubectl), "--server=https://"+svc.Spec.ClusterIP,
+		"--certificate-authority="+w.cp.CAFile(), "--token="+controlplane.AdminToken, "get", "--raw=/readyz")
 	if err != nil || out != "ok" {
 		t.Errorf("readyz at %s: %q, %v", svc.Spec.ClusterIP, out, err)
 	}
@@ -225,10 +226,19 @@ func (w *world) refusePodCIDR(t *testing.T) {
 	}
 }
 
-// nodeJoinsAndLeaves runs the third node's agent as on a kubeadm cluster: from the overlay, with the kubeconfig that
-// kubeadm wrote for kube-proxy. The agent is there before the Node.
+// nodeJoinsAndLeaves runs the third node's agent as on a kubeadm cluster: from the overlay, with the configuration and the
+// kubeconfig that kubeadm wrote for kube-proxy. The agent is there before the Node.
 func (w *world) nodeJoinsAndLeaves(t *testing.T) {
-	w.createConfigMap(t, "kube-proxy", map[string]string{"kubeconfig.conf": w.kubeadmKubeconfig()})
+	w.createConfigMap(t, "kube-proxy", map[string]string{"config.conf": kubeadmConfiguration, "kubeconfig.conf": w.kubeadmKubeconfig()})
+	for _, v := range w.kubeadm.Spec.Template.Spec.Volumes {
+		if v.Name == "configuration" { // not there yet: the overlay was only asked for
+			text, err := os.ReadFile(manifests(t, "overlays", "kubeadm", "agent-configuration.yaml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.createConfigMap(t, v.ConfigMap.Name, map[string]string{"agent-configuration.yaml": string(text)})
+		}
+	}
 	w.hint(t, "node-c")
 	for _, c := range w.lab.Node("node-c").PodCIDRs {
 		if strings.Contains(w.routes(t, "node-a"), c.String()) {
@@ -291,7 +301,7 @@ func (w *world) restartAPIServer(t *testing.T) {
 	for node := range w.agents {
 		before[node] = w.rules(t, node) + w.routes(t, node)
 	}
-	w.cp.apiserver.Kill()
+	w.cp.APIServer.Kill()
 	for node := range w.agents {
 		eventually(t, "agent of "+node+" noticed", func() error {
 			if !strings.Contains(w.logs.of("agent of "+node), lostContact) {
@@ -328,16 +338,19 @@ func (w *world) deleteService(t *testing.T) {
 			return nil
 		})
 	}
-	// Not translated any more, the packet goes to the router, which knows no such network.
-	if err := w.outcome("pod-a3", vips(svc)[0], lab.Timeout); err != nil {
-		t.Error(err)
+	// Not translated any more, the packet would go to the router. That the address is one of Services, the agents know from the
+	// API's ServiceCIDR alone: they are not told serviceCIDRs.
+	for _, vip := range vips(svc) {
+		if err := w.outcome("pod-a3", vip, lab.Refused); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
 // service reads a Service from the API.
 func (w *world) service(t *testing.T, name string) *corev1.Service {
 	t.Helper()
-	svc, err := w.cp.client.CoreV1().Services(namespace).Get(context.Background(), name, metav1.GetOptions{})
+	svc, err := w.cp.Client.CoreV1().Services(namespace).Get(context.Background(), name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

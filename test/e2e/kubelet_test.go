@@ -107,7 +107,7 @@ func (k *kubelet) container(name string, c corev1.Container, capabilities string
 		command = []string{entrypoint}
 	}
 	args := append([]string{"--mount", "--propagation", "private", "sh", "-ec", containerScript, "container", k.dir}, command...)
-	return k.logs.start(k.tb, name, k.node.Namespace, append(k.environment(c), env...), "unshare", append(args, c.Args...)...)
+	return k.logs.mustStart(k.tb, name, k.node.Namespace, append(k.environment(c), env...), "unshare", append(args, c.Args...)...)
 }
 
 // initContainers runs the init containers, which are privileged, one after another.

@@ -33,15 +33,24 @@ func newLogs(t *testing.T) *logs {
 }
 
 // start starts a command in a namespace, to be ended with the lab.
-func (l *logs) start(tb testing.TB, name string, ns *lab.Namespace, env []string, path string, args ...string) *lab.Process {
-	tb.Helper()
-	p, err := ns.Start(lab.Command{Path: path, Args: args, Env: env})
+func (l *logs) start(name string, ns *lab.Namespace, c lab.Command) (*lab.Process, error) {
+	p, err := ns.Start(c)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.processes = append(l.processes, named{name, p})
+	return p, nil
+}
+
+// mustStart is start whose failure is the test's.
+func (l *logs) mustStart(tb testing.TB, name string, ns *lab.Namespace, env []string, path string, args ...string) *lab.Process {
+	tb.Helper()
+	p, err := l.start(name, ns, lab.Command{Path: path, Args: args, Env: env})
+	if err != nil {
+		tb.Fatal(err)
+	}
 	return p
 }
 

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -41,6 +43,30 @@ func TestManifestConfiguration(t *testing.T) {
 	}
 	for _, missing := range missingFields(reflect.TypeFor[agent.AgentConfiguration](), fields, "") {
 		t.Errorf("the file lacks %s", missing)
+	}
+}
+
+// TestOverlayConfiguration: the kubeadm overlay's file says nothing of its own, so that kube-proxy's counts; and its examples are
+// good.
+func TestOverlayConfiguration(t *testing.T) {
+	path := manifests(t, "overlays", "kubeadm", "agent-configuration.yaml")
+	got, err := agent.ReadConfiguration(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (agent.AgentConfiguration{APIVersion: agent.ConfigAPIVersion, Kind: agent.ConfigKind}); !reflect.DeepEqual(*got, want) {
+		t.Errorf("the file says %+v", *got)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(examples, []byte(regexp.MustCompile(`(?m)^# (\w+: [\[{])`).ReplaceAllString(string(text), "$1")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = agent.ReadConfiguration(examples); err != nil || got.ServiceCIDRs == nil || got.ExternalIPs.Ranges == nil {
+		t.Errorf("with its examples it says %+v, %v", got, err)
 	}
 }
 

@@ -76,7 +76,7 @@ func (w *world) monitor(t *testing.T, node string) []*monitor {
 	t.Helper()
 	start := func(name string, reported func(string, string) bool, argv ...string) *monitor {
 		name += " of " + node
-		return &monitor{name: name, reported: reported, process: w.logs.start(t, "monitor of "+name, w.lab.Node(node).Namespace, nil, argv[0], argv[1:]...)}
+		return &monitor{name: name, reported: reported, process: w.logs.mustStart(t, "monitor of "+name, w.lab.Node(node).Namespace, nil, argv[0], argv[1:]...)}
 	}
 	monitors := []*monitor{start("routes", func(output, marker string) bool {
 		return strings.HasSuffix(strings.TrimSpace(output), "Deleted blackhole "+marker+" table 77")
@@ -139,6 +139,76 @@ func (m *monitor) expectSilence(t *testing.T) {
 	}
 }
 
+// kubeadmConfiguration is what kubeadm writes into the ConfigMap kube-proxy, for this cluster's pods.
+const kubeadmConfiguration = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: ""
+  burst: 0
+  contentType: ""
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: 10.200.0.0/16,fd00:200::/56
+configSyncPeriod: 0s
+conntrack:
+  maxPerCore: null
+  min: null
+  tcpBeLiberal: false
+  tcpCloseWaitTimeout: null
+  tcpEstablishedTimeout: null
+  udpStreamTimeout: 0s
+  udpTimeout: 0s
+detectLocal:
+  bridgeInterface: ""
+  interfaceNamePrefix: ""
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables:
+  localhostNodePorts: null
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+ipvs:
+  excludeCIDRs: null
+  minSyncPeriod: 0s
+  scheduler: ""
+  strictARP: false
+  syncPeriod: 0s
+  tcpFinTimeout: 0s
+  tcpTimeout: 0s
+  udpTimeout: 0s
+kind: KubeProxyConfiguration
+logging:
+  flushFrequency: 0
+  options:
+    json:
+      infoBufferSize: "0"
+    text:
+      infoBufferSize: "0"
+  verbosity: 0
+metricsBindAddress: ""
+mode: ""
+nftables:
+  masqueradeAll: false
+  masqueradeBit: null
+  minSyncPeriod: 0s
+  syncPeriod: 0s
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+winkernel:
+  enableDSR: false
+  forwardHealthCheckVip: false
+  networkName: ""
+  rootHnsEndpointName: ""
+  sourceVip: ""
+`
+
 // kubeadmKubeconfig is what kubeadm writes into the ConfigMap kube-proxy.
 func (w *world) kubeadmKubeconfig() string {
 	return fmt.Sprintf(`apiVersion: v1
@@ -156,5 +226,5 @@ users:
 - name: default
   user:
     tokenFile: %[2]s/token
-`, w.cp.endpoint(), tokenPath)
+`, w.cp.Endpoint(), tokenPath)
 }

@@ -34,7 +34,7 @@ type auditEvent struct {
 // joining, failing and restarting included.
 func (w *world) checkPermissions(t *testing.T) {
 	used := map[permission]bool{}
-	text, err := os.ReadFile(w.cp.path("audit.log"))
+	text, err := os.ReadFile(w.cp.Path("audit.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func (w *world) checkPermissions(t *testing.T) {
 
 // granted reads the ClusterRole that the manifests bind to the ServiceAccount.
 func (w *world) granted(t *testing.T) map[permission]bool {
-	role, err := w.cp.client.RbacV1().ClusterRoles().Get(context.Background(), "fairway", metav1.GetOptions{})
+	role, err := w.cp.Client.RbacV1().ClusterRoles().Get(context.Background(), "fairway", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ type Options struct {
 	// Version is the agent's version, for the User-Agent "fairway/<version>".
 	Version string
 	// QPS and Burst bound the requests per second, and at once; a negative QPS is no bound, and zeros are client-go's defaults. The
-	// agent opens three watches and writes a few Events: the limits bound it when something goes wrong.
+	// agent opens four watches and writes a few Events: the limits bound it when something goes wrong.
 	QPS   float32
 	Burst int
 	// ContentType is the encoding of requests, AcceptContentTypes lists those of answers: protobuf or JSON. When empty, protobuf
