@@ -60,6 +60,7 @@ type difference struct {
 	proxy, agent     ends
 	byProxy, byAgent []trace.Outcome
 	firewall         bool // what nobody accepts is dropped
+	configuration    *configuration
 }
 
 func (d *difference) String() string {
@@ -84,11 +85,12 @@ func (d *difference) String() string {
 type pairOfRules struct {
 	proxy, agent         string // as iptables-save prints them
 	proxyRules, ourRules *trace.Rules
-	firewall             bool // what nobody accepts is dropped
+	firewall             bool           // what nobody accepts is dropped
+	configuration        *configuration // under which both sides run
 }
 
-func parsePair(f cluster.Family, proxy, agent string) (*pairOfRules, error) {
-	p := &pairOfRules{proxy: proxy, agent: agent}
+func parsePair(c *configuration, f cluster.Family, proxy, agent string) (*pairOfRules, error) {
+	p := &pairOfRules{proxy: proxy, agent: agent, configuration: c}
 	var err error
 	if p.proxyRules, err = trace.Parse(f, proxy); err != nil {
 		return nil, fmt.Errorf("kube-proxy's rules: %w", err)
@@ -136,7 +138,7 @@ func (p *pairOfRules) compare(v *view, probes []probe, t *tally) (list []*differ
 
 // walk returns the difference that one probe makes, deliberate or not; nil for none.
 func (p *pairOfRules) walk(v *view, pr probe) (*difference, error) {
-	d := &difference{probe: pr, view: v, firewall: p.firewall}
+	d := &difference{probe: pr, view: v, firewall: p.firewall, configuration: p.configuration}
 	var err error
 	if d.byProxy, err = p.proxyRules.Trace(pr.Packet, pr.node()); err != nil {
 		return nil, fmt.Errorf("kube-proxy's rules: %w", err)
@@ -157,12 +159,12 @@ func dropByDefault(text string) string {
 
 // rulesToCompare returns both texts as they are, or with a firewall that refuses what nobody allowed: what service rules
 // accept matters only then.
-func rulesToCompare(r *rand.Rand, f cluster.Family, proxy, agent string) (*pairOfRules, error) {
+func rulesToCompare(c *configuration, r *rand.Rand, f cluster.Family, proxy, agent string) (*pairOfRules, error) {
 	firewall := r.IntN(3) == 0
 	if firewall {
 		proxy, agent = dropByDefault(proxy), dropByDefault(agent)
 	}
-	p, err := parsePair(f, proxy, agent)
+	p, err := parsePair(c, f, proxy, agent)
 	if p != nil {
 		p.firewall = firewall
 	}

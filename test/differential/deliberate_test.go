@@ -3,6 +3,7 @@ package differential
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -42,10 +43,26 @@ var deliberate = []struct {
 		(*difference).remoteHairpin,
 	},
 	{
-		"not there yet: a firewall's INPUT policy DROP hides health check node ports",
-		"the agent does not serve them yet",
+		"packets to no Service of the service range are rejected",
+		"kube-proxy lets them follow the node's routes: they leave, or go round in a loop",
+		func(d *difference) bool {
+			return !d.configuration.forward && len(d.claims) == 0 && d.ofServices(d.Dst.Addr()) && d.agent.only(end{verdict: trace.Reject}) &&
+				(d.untouched(d.proxy) || d.firewall && d.proxy.only(end{verdict: trace.Drop}))
+		},
+	},
+	// What follows is about to be built.
+	{
+		"NOT YET: a firewall's INPUT policy DROP hides health check node ports",
+		"rules are not rendered yet",
 		func(d *difference) bool {
 			return d.firewall && d.claimedAs(healthCheck) && d.agent.only(end{verdict: trace.Drop})
+		},
+	},
+	{
+		"NOT YET: node ports at some addresses only",
+		"rules are not rendered yet",
+		func(d *difference) bool {
+			return d.Dst.Addr().IsLoopback() && d.Dst.Addr().Is4() || d.claimedAs(nodePort) && (d.Dst.Addr().IsLoopback() || strings.Contains(strings.Join(d.configuration.flags, " "), "--nodeport-addresses"))
 		},
 	},
 }
@@ -58,6 +75,21 @@ func (d *difference) deliberate() string {
 		}
 	}
 	return ""
+}
+
+// ofServices tells whether an address is from the service ranges, or some Service's own.
+func (d *difference) ofServices(a netip.Addr) bool {
+	return d.clusterIPs(a) || slices.ContainsFunc(serviceRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// clusterIPs tells whether an address is some Service's own.
+func (d *difference) clusterIPs(a netip.Addr) bool {
+	for at, claims := range d.view.claims {
+		if at.at.Addr() == a && slices.ContainsFunc(claims, func(c claim) bool { return c.kind == clusterIP }) {
+			return true
+		}
+	}
+	return false
 }
 
 // claimedAs tells whether the destination is of one of the kinds, and nothing else.
@@ -79,12 +111,7 @@ func (d *difference) contested() bool {
 	if !d.claimedAs(externalIP, balancerIP) {
 		return false
 	}
-	for at, claims := range d.view.claims {
-		if at.at.Addr() == d.Dst.Addr() && slices.ContainsFunc(claims, func(c claim) bool { return c.kind == clusterIP }) {
-			return true
-		}
-	}
-	return false
+	return d.clusterIPs(d.Dst.Addr())
 }
 
 // remoteHairpin tells whether the only difference is the source of what an endpoint sends to itself, and that endpoint is

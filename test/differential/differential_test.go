@@ -2,6 +2,7 @@ package differential
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -172,13 +173,13 @@ func (r *round) differences(p *pair, v *view, t *tally) ([]*difference, error) {
 		return nil, err
 	}
 	random := rand.New(rand.NewPCG(r.seed, uint64(r.step)<<8|uint64(v.family)))
-	rules, err := rulesToCompare(random, v.family, proxy, agent)
+	rules, err := rulesToCompare(p.configuration, random, v.family, proxy, agent)
 	if err != nil {
 		return nil, err
 	}
 	list, err := rules.compare(v, v.probes(random, p.podIn, slices.Collect(maps.Keys(r.was[v.family])), proxy, agent), t)
-	if a, b := timeoutsOf(proxy), timeoutsOf(agent); err == nil && len(list) == 0 && !slices.Equal(a, b) {
-		err = fmt.Errorf("clients are remembered for these seconds\n  by kube-proxy: %v\n  by fairway:    %v", a, b)
+	if other := otherTimeout(proxy, agent); err == nil && other != "" {
+		err = errors.New(other)
 	}
 	return list, err
 }

@@ -177,7 +177,7 @@ func TestNoticesMutations(t *testing.T) {
 // differs tells whether any probe differs and is not excused.
 func differs(t *testing.T, v *view, probes []probe, proxy, agent string) bool {
 	t.Helper()
-	p, err := parsePair(v.family, proxy, agent)
+	p, err := parsePair(&configurations[0], v.family, proxy, agent)
 	if err != nil {
 		t.Fatal(err)
 	}

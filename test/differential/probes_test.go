@@ -324,6 +324,7 @@ func (pr *prober) claimed(at place, everybody []client) {
 	what := string(claims[0].kind) + " of " + key(claims[0].service.Namespace, claims[0].service.Name)
 	if at.at.Addr().IsLoopback() {
 		pr.add(at, claims, what, client{"node", at.at.Addr(), ""})
+		pr.martian(at, claims, what, everybody)
 		return
 	}
 	from := slices.Clone(everybody)
@@ -354,6 +355,21 @@ func (pr *prober) claimed(at place, everybody []client) {
 			pr.add(at, claims, what, everybody[pr.IntN(3)])
 			pr.list[len(pr.list)-1].recent = list
 		}
+	}
+}
+
+// martian probes a loopback address, and a port next to it, from outside: with localhost node ports, the kernel lets
+// such packets in, and rules must stop them (CVE-2020-8558).
+func (pr *prober) martian(at place, claims []claim, what string, everybody []client) {
+	if !at.at.Addr().Is4() {
+		return
+	}
+	pr.add(at, claims, what, everybody[2])
+	pr.add(at, claims, what, everybody[0])
+	other := place{netip.AddrPortFrom(at.at.Addr(), at.at.Port()-1), at.protocol}
+	if pr.claims[other] == nil {
+		pr.add(other, nil, "the host's own port", everybody[2])
+		pr.add(other, nil, "the host's own port", client{"node", at.at.Addr(), ""})
 	}
 }
 
@@ -417,11 +433,23 @@ func recentLists(texts []string) map[string][]string {
 	return lists
 }
 
-// timeouts returns for how long rules remember clients, by list: "KUBE-SEP-… 10800".
-func timeoutsOf(text string) (list []string) {
+// timeoutsOf returns for how many seconds rules remember clients, by list.
+func timeoutsOf(text string) map[string]string {
+	timeouts := map[string]string{}
 	for _, m := range rechecks.FindAllStringSubmatch(text, -1) {
-		list = append(list, m[3]+" "+m[2])
+		timeouts[m[3]] = m[2]
 	}
-	slices.Sort(list)
-	return slices.Compact(list)
+	return timeouts
+}
+
+// otherTimeout describes a list for which two rule sets have different times; empty when there is none. Which lists are asked for
+// where is what probes find out.
+func otherTimeout(proxy, agent string) string {
+	ours := timeoutsOf(agent)
+	for list, seconds := range timeoutsOf(proxy) {
+		if s, both := ours[list]; both && s != seconds {
+			return fmt.Sprintf("%s remembers clients for %s s with kube-proxy, for %s s with fairway", list, seconds, s)
+		}
+	}
+	return ""
 }

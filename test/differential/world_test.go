@@ -27,8 +27,12 @@ import (
 type configuration struct {
 	name    string
 	backend lab.Backend
-	// kubeProxy and agent are the flags by which they differ from other configurations.
-	kubeProxy, agent []string
+	// flags are those of both sides that differ between configurations; they have the same names.
+	flags []string
+	// clusterCIDR tells both what the pods' networks are.
+	clusterCIDR bool
+	// forward makes the agent let packets to no Service of the service range pass, as kube-proxy does.
+	forward bool
 	// podIn is the interface that pods' packets come in from.
 	podIn string
 }
@@ -36,24 +40,42 @@ type configuration struct {
 const podCIDRs = "10.244.0.0/16,fd00:10:244::/48"
 
 var configurations = []configuration{
-	{name: "cidr", backend: lab.Legacy, podIn: podBridge,
-		kubeProxy: []string{"--cluster-cidr=" + podCIDRs}, agent: []string{"--cluster-cidrs=" + podCIDRs}},
-	{name: "nodecidr", backend: lab.NFT, podIn: podBridge,
-		kubeProxy: []string{"--detect-local-mode=NodeCIDR"}, agent: []string{"--detect-local-mode=NodeCIDR"}},
-	{name: "nodetect", backend: lab.Legacy, podIn: podBridge},
-	{name: "masqall", backend: lab.NFT, podIn: podBridge,
-		kubeProxy: []string{"--masquerade-all", "--cluster-cidr=" + podCIDRs}, agent: []string{"--masquerade-all", "--cluster-cidrs=" + podCIDRs}},
-	{name: "prefix", backend: lab.Legacy, podIn: "veth7",
-		kubeProxy: []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"},
-		agent:     []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"}},
-	{name: "bridge", backend: lab.NFT, podIn: podBridge,
-		kubeProxy: []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=" + podBridge},
-		agent:     []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=" + podBridge}},
+	{name: "cidr", backend: lab.Legacy, podIn: podBridge, clusterCIDR: true},
+	{name: "nodecidr", backend: lab.NFT, podIn: podBridge, flags: []string{
+		"--detect-local-mode=NodeCIDR", "--iptables-localhost-nodeports=false", "--nodeport-addresses=192.168.0.0/24,198.51.100.0/24,fd00:192:168::3/128"}},
+	{name: "nodetect", backend: lab.Legacy, podIn: podBridge, flags: []string{"--nodeport-addresses=primary"}},
+	{name: "masqall", backend: lab.NFT, podIn: podBridge, clusterCIDR: true, flags: []string{
+		"--masquerade-all", "--nodeport-addresses=127.0.0.0/8,192.168.0.3/32"}},
+	{name: "prefix", backend: lab.Legacy, podIn: "veth7", forward: true, flags: []string{
+		"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth", "--iptables-localhost-nodeports=false"}},
+	{name: "bridge", backend: lab.NFT, podIn: podBridge, flags: []string{
+		"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=" + podBridge, "--nodeport-addresses=::/0,10.244.1.1/32"}},
+}
+
+// proxyFlags and agentFlags return what each side is started with.
+func (c *configuration) proxyFlags() []string {
+	if c.clusterCIDR {
+		return append([]string{"--cluster-cidr=" + podCIDRs}, c.flags...)
+	}
+	return c.flags
+}
+
+func (c *configuration) agentFlags() (flags []string) {
+	if c.clusterCIDR {
+		flags = append(flags, "--cluster-cidrs="+podCIDRs)
+	}
+	if c.forward {
+		flags = append(flags, "--unknown-services=Forward")
+	}
+	return append(flags, c.flags...)
 }
 
 // The names of a configuration's two nodes in the lab.
-func (c configuration) proxyNode() string { return c.name + "-p" }
-func (c configuration) agentNode() string { return c.name + "-a" }
+func (c *configuration) proxyNode() string { return c.name + "-p" }
+func (c *configuration) agentNode() string { return c.name + "-a" }
+
+// serviceRanges are the networks of ClusterIPs.
+var serviceRanges = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:10:96::/108")}
 
 // topology has two nodes for each configuration. Both are the Node n1, with the same pods' network; only by the
 // address under which they reach the API do they differ.
@@ -62,7 +84,7 @@ func topology() lab.Topology {
 		Networks:     []lab.NetworkSpec{{Name: "infra", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.240.0.0/24")}, Gateways: []netip.Addr{netip.MustParseAddr("10.240.0.1")}}},
 		Router:       "router",
 		Clients:      []lab.ClientSpec{{Name: "control", Addrs: []netip.Addr{netip.MustParseAddr("10.240.0.5")}}},
-		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd00:10:96::/108")},
+		ServiceCIDRs: serviceRanges,
 		PodBridge:    podBridge,
 	}
 	for i, c := range configurations {
@@ -84,7 +106,7 @@ type world struct {
 
 // A pair is a running kube-proxy and a running agent of one configuration.
 type pair struct {
-	configuration
+	*configuration
 	proxy, agent   *lab.Node
 	kubeProxy      *lab.Process
 	fairway        *lab.Agent
@@ -106,7 +128,8 @@ func newWorld(t *testing.T) *world {
 	if err := w.createCluster(); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range configurations {
+	for i := range configurations {
+		c := &configurations[i]
 		p, err := w.start(c)
 		if err != nil {
 			t.Fatalf("configuration %s: %v", c.name, err)
@@ -142,8 +165,15 @@ func (w *world) createCluster() error {
 	return w.mark(ctx)
 }
 
+// commonFlags are what both sides get in all configurations.
+var commonFlags = []string{
+	"--iptables-min-sync-period=0", // write what changed at once; for kube-proxy only the flag can say so
+	// The conntrack table belongs to the whole machine.
+	"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
+}
+
 // start starts both sides of a configuration.
-func (w *world) start(c configuration) (*pair, error) {
+func (w *world) start(c *configuration) (*pair, error) {
 	p := &pair{configuration: c, proxy: w.lab.Node(c.proxyNode()), agent: w.lab.Node(c.agentNode()), tally: newTally()}
 	for _, n := range []*lab.Node{p.proxy, p.agent} {
 		if err := addTestAddrs(n); err != nil {
@@ -157,17 +187,13 @@ func (w *world) start(c configuration) (*pair, error) {
 	p.kubeProxy, err = p.proxy.Start(lab.Command{Path: w.cp.Binaries.Path(controlplane.KubeProxy), Env: []string{"PATH=" + tools + ":" + os.Getenv("PATH")},
 		Args: append([]string{
 			"--kubeconfig=" + w.cp.Kubeconfig, "--hostname-override=" + ownNode, "--proxy-mode=iptables",
-			"--iptables-min-sync-period=0", // which only the flag can say: write what changed at once
-			"--iptables-localhost-nodeports=false",
-			// The conntrack table belongs to the whole machine.
-			"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
-		}, c.kubeProxy...)})
+		}, append(commonFlags, c.proxyFlags()...)...)})
 	if err != nil {
 		return nil, err
 	}
 	p.fairway, err = p.agent.StartAgent(lab.AgentOptions{Backend: c.backend, Without: []string{"--cluster-cidrs"}, Flags: append([]string{
 		"--kubeconfig=" + w.cp.Kubeconfig, "--node-name=" + ownNode, "--allow-all-external-ips", "--allow-all-load-balancer-ips",
-	}, c.agent...)})
+	}, append(commonFlags, c.agentFlags()...)...)})
 	return p, err
 }
 
