@@ -58,10 +58,10 @@ func TestFlowKeeper(t *testing.T) {
 		stale    string
 		note     string
 	}{
-		{table[0], false, nil, 0, 1, 0, b, ""},          // the agent's start
-		{table[1], false, nil, 0, 0, 0, "", ""},         // nothing of UDP has changed
-		{table[1], true, nil, 0, 1, 0, b, ""},           // somebody else's change was undone
-		{table[2], false, unknown, 0, 1, 1, a, "10.96"}, // never mind what the kernel says
+		{table[0], false, nil, 0, 1, 0, b, ""},         // the agent's start
+		{table[1], false, nil, 0, 0, 0, "", ""},        // nothing of UDP has changed
+		{table[1], true, nil, 0, 1, 0, b, ""},          // somebody else's change was undone
+		{table[2], false, errOdd, 0, 1, 1, a, "10.96"}, // never mind what the kernel says
 		{table[2], false, fs.ErrPermission, 0, 1, 2, a, "permission denied"},
 		{table[3], false, fs.ErrPermission, 0, 1, 4, a, "permission denied"},
 		{table[3], false, nil, 3, 1, 8, a, "3 are in a flow table"},
@@ -96,7 +96,7 @@ func TestFlowKeeper(t *testing.T) {
 	}
 }
 
-var unknown = errors.New("10.96 is not the kernel's favourite number")
+var errOdd = errors.New("10.96 is not the kernel's favourite number")
 
 // A sysctl that could not be set is a Note on the node.
 func TestRefusedSysctls(t *testing.T) {

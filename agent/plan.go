@@ -29,7 +29,7 @@ type Facts struct {
 }
 
 // Offline are the Facts of a machine as it should be, for plans that are only looked at.
-var Offline = Facts{RandomFully: true, DropInvalid: true}
+var Offline = Facts{RandomFully: true, DropInvalid: true, Counters: true}
 
 // A Plan is what should be true on this node, as values.
 type Plan struct {

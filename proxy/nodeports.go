@@ -21,7 +21,7 @@ func (c Config) nodePorts(f cluster.Family, s *cluster.Snapshot) (NodePorts, []c
 	networks := c.NodePorts.CIDRs
 	if c.NodePorts.Primary {
 		a := c.nodeIP(f, self)
-		if !a.IsValid() {
+		if !a.IsValid() || a.IsLoopback() { // the configuration's may be 127.0.0.1, which nobody could reach
 			return NodePorts{}, c.withoutPrimary(self)
 		}
 		networks = []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}

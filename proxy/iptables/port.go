@@ -170,7 +170,7 @@ func (w *portWriter) external() {
 	rule := func(pieces ...string) { ext.rule(p, strings.TrimPrefix(strings.Join(pieces, ""), " ")) }
 	svc := "KUBE-SVC-" + w.hash
 	if p.NodePort != 0 && w.counted {
-		rule("-d 127.0.0.0/8 -m nfacct --nfacct-name ", LocalhostCounter)
+		rule("-d 127.0.0.0/8", counted(LocalhostCounter))
 	}
 	if p.External == proxy.ToCluster {
 		rule(about("masquerade traffic"), " -j ", chainMarkMasq)

@@ -170,6 +170,9 @@ func (m *memo) dispatch(d *dispatcher, place int, chain string, jump func(netip.
 // mark is the packet mark that says "replace the source", as iptables-save prints it.
 func (m *memo) mark() string { return fmt.Sprintf("%#x", uint32(1)<<m.options.MasqueradeBit) }
 
+// counted returns the match that counts in an nfacct object. iptables prints two spaces before its name (libxt_nfacct).
+func counted(name string) string { return " -m nfacct --nfacct-name  " + name }
+
 // nodePortTail are the rules that send what no VIP took to the node ports. The loopback network is left out unless node ports
 // are to be there: its packets can't be sent elsewhere unless net.ipv4.conf.all.route_localnet lets them.
 func nodePortTail(f cluster.Family, n proxy.NodePorts) (tail []*entry) {
@@ -222,7 +225,7 @@ func (m *memo) filter(prev *Ruleset) Table {
 		if m.options.DropInvalid {
 			counter := ""
 			if m.options.Counters {
-				counter = " -m nfacct --nfacct-name " + InvalidCounter
+				counter = counted(InvalidCounter)
 			}
 			forward = slices.Insert(forward, 0, "-m conntrack --ctstate INVALID"+counter+" -j DROP")
 		}

@@ -6,6 +6,10 @@
 // A node's rules are kept by [Rules]: it remembers what it wrote, writes nothing when nothing changed, and reads the
 // kernel again after every failure, and after [Rules.Invalidate], to find what others changed.
 //
+// Besides rules it is the way to the rest of netfilter, over nfnetlink: [CleanFlows] deletes conntrack entries of UDP flows that
+// package proxy calls stale, one by one, and no other; [EnsureCounters] and [ReadCounters] keep the counters that rules may add to;
+// [ApplyConntrack] sets conntrack's sysctls.
+//
 // The package decides nothing about services and writes no rule text: package proxy and package proxy/iptables do.
 // It never touches a chain that iptables.Owned does not name, and it looks at a backend that is not in use only in
 // ways that create no table there. It does not log, and it starts no goroutine that outlives a call.

@@ -38,8 +38,12 @@ func TestCanonical(t *testing.T) {
 		{"node ports at two addresses", 15, proxy.Config{NodeName: "n1", NodePorts: &proxy.NodePortPolicy{CIDRs: nodeCIDRs}}, iptables.Options{MasqueradeBit: 14}},
 		// The last: what it adds to a chain of others stays.
 		{"node ports at localhost", 15, proxy.Config{NodePorts: &proxy.NodePortPolicy{Localhost: true}}, iptables.Options{MasqueradeBit: 14}},
+		{"counted", 15, proxy.Config{NodePorts: &proxy.NodePortPolicy{Localhost: true}}, iptables.Options{MasqueradeBit: 14, DropInvalid: true, Counters: true}},
 	}
 	onBackends(t, func(t *testing.T, b *Backend) {
+		if err := EnsureCounters(); err != nil {
+			t.Fatal(err)
+		}
 		rules := NewRules(b)
 		for _, c := range cases {
 			t.Log(c.name)

@@ -492,7 +492,7 @@ func TestFlushedRulesLeaveNoFlowBehind(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		serve(t, s.n1.Namespace, "process", lab.UDP, port)
 		s.put(reachable(10), lab.Ready(s.p1))
-		s.startOutside(t)
+		s.startOutside(t, "--iptables-sync-period=1s")
 		for _, f := range cluster.Families {
 			_, err := s.n1.Run(lab.Tool(s.backend, f, ""), "-w", "5", "-t", "nat", "-F")
 			ok(t, err)
@@ -503,7 +503,7 @@ func TestFlushedRulesLeaveNoFlowBehind(t *testing.T) {
 		}
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			start := time.Now()
-			ok(t, lab.Eventually(2*time.Minute, func() error {
+			ok(t, lab.Eventually(soon, func() error {
 				if name, err := asks(conns[f]); err != nil || name != "p1" {
 					return fmt.Errorf("answered by %q, %v, want p1", name, err)
 				}

@@ -202,9 +202,7 @@ func TestCase20LongSession(t *testing.T) {
 		s.cluster.RemoveEndpoints(svc)
 		s.write(t)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
-			d := tcp(vip(f, 10), 80)
-			d.Timeout = silence
-			comesToEnd(t, s.p2.Namespace, d, lab.Timeout)
+			comesToEnd(t, s.p2.Namespace, tcp(vip(f, 10), 80), lab.Refused)
 			if got, err := conns[f][0].Ask("without the Service?", 5*time.Second); err != nil {
 				t.Errorf("a session after the Service is gone: %q, %v", got, err)
 			}

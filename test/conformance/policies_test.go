@@ -85,7 +85,7 @@ func TestCase23InternalLocalWithoutLocal(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		svc := internalLocal(duo(10))
 		s.put(svc, lab.Ready(s.p3))
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			for _, ns := range []*lab.Namespace{s.p2.Namespace, s.n1.Namespace, s.c.Namespace} {
 				s.drops(t, ns, tcp(vip(f, 10), 80))
@@ -151,7 +151,7 @@ func TestCase26InternalLocalNodePort(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		svc := internalLocal(both(10))
 		s.put(svc, lab.Ready(s.p1), lab.Ready(s.p3))
-		s.start(t, lab.AgentOptions{})
+		s.start(t, lab.AgentOptions{Flags: forwarding})
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			all := s.masqueraded(f, "p1", "p3")
 			sees(t, s.c.Namespace, tcp(s.n1.Addr(f), port), all)
