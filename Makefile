@@ -5,6 +5,7 @@
 # make lint    vet, gofmt, staticcheck, go mod verify, and govulncheck where its database can be reached
 # make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up, make demo-down takes it down)
 # make bench   prints what large rule sets cost (needs root)
+# make differential  compares many more random clusters with kube-proxy than make test does (needs root)
 # make clean   removes what was built
 
 # Tools come through the Go module proxy, at these versions.
@@ -17,7 +18,7 @@ DEMO_TOOLS := iptables-nft=iptables ip=iproute2
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 
-.PHONY: help build test unit lint demo demo-down bench clean tools demo-tools root
+.PHONY: help build test unit lint demo demo-down bench differential clean tools demo-tools root
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -49,6 +50,11 @@ demo-down:
 # BENCH passes flags on: make bench BENCH='-services 1000 -agent=false'
 bench: tools build
 	FAIRWAY_BIN=bin/fairway $(SUDO) go run ./test/bench $(BENCH)
+
+# DIFFERENTIAL passes flags on: make differential DIFFERENTIAL='-seed 41 -clusters 1'
+DIFFERENTIAL ?= -clusters 500
+differential: tools build
+	FAIRWAY_LAB=require FAIRWAY_BIN=$(CURDIR)/bin/fairway $(SUDO) go test -count=1 -timeout 24h -v -run TestDifferential ./test/differential -args $(DIFFERENTIAL)
 
 clean:
 	rm -rf bin .cache

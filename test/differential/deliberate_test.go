@@ -3,7 +3,6 @@ package differential
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -50,19 +49,11 @@ var deliberate = []struct {
 				(d.untouched(d.proxy) || d.firewall && d.proxy.only(end{verdict: trace.Drop}))
 		},
 	},
-	// What follows is about to be built.
 	{
-		"NOT YET: a firewall's INPUT policy DROP hides health check node ports",
-		"rules are not rendered yet",
+		"KNOWN FAULT: added jumps come before KUBE-FIREWALL",
+		"jumps from INPUT are put in front of the guard of 127.0.0.0/8; this entry goes with the fault",
 		func(d *difference) bool {
-			return d.firewall && d.claimedAs(healthCheck) && d.agent.only(end{verdict: trace.Drop})
-		},
-	},
-	{
-		"NOT YET: node ports at some addresses only",
-		"rules are not rendered yet",
-		func(d *difference) bool {
-			return d.Dst.Addr().IsLoopback() && d.Dst.Addr().Is4() || d.claimedAs(nodePort) && (d.Dst.Addr().IsLoopback() || strings.Contains(strings.Join(d.configuration.flags, " "), "--nodeport-addresses"))
+			return d.In != "" && d.Dst.Addr().IsLoopback() && d.Dst.Addr().Is4() && d.proxy.only(end{verdict: trace.Drop}) && d.claimedAs(nodePort, healthCheck)
 		},
 	},
 }
@@ -140,7 +131,9 @@ func (d *difference) remoteHairpin() bool {
 func (d *difference) mayBeHere(at netip.AddrPort) bool {
 	var entries []discoveryv1.Endpoint
 	for _, s := range d.view.slicesOf(d.claims[0].service) {
-		if !slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool { return p.Port != nil && *p.Port == int32(at.Port()) }) {
+		if !slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool {
+			return p.Port != nil && *p.Port == int32(at.Port()) && *p.Name == d.claims[0].port && protocolOf(*p.Protocol) == d.Protocol
+		}) {
 			continue
 		}
 		for _, e := range s.Endpoints {

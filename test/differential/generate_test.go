@@ -114,6 +114,9 @@ func generate(seed uint64) scene {
 	for range size {
 		g.addService()
 	}
+	if seed%30 == 8 {
+		g.crowd()
+	}
 	s.steps = append(s.steps, g.step())
 	for range 2 + r.IntN(3) {
 		for range 1 + r.IntN(5) {
@@ -474,7 +477,8 @@ func (g *generator) settle(svc *corev1.Service) {
 			spec.Ports[i].NodePort = 0
 		case spec.Ports[i].NodePort == 0:
 			spec.Ports[i].NodePort = g.nodePort(svc)
-			if i == 1 && spec.Ports[1].Protocol != spec.Ports[0].Protocol && g.chance(30) {
+			// The API lets two ports share a node port if they share the port too.
+			if i == 1 && spec.Ports[1].Port == spec.Ports[0].Port && g.chance(50) {
 				spec.Ports[1].NodePort = spec.Ports[0].NodePort
 			}
 		}
@@ -514,6 +518,24 @@ func (g *generator) addSlices(svc *corev1.Service) {
 	}
 	if g.chance(3) {
 		g.addSlice(svc, discoveryv1.AddressTypeFQDN)
+	}
+}
+
+// crowd gives a Service so many endpoints that the cluster is a large one for kube-proxy (more than 1,000 of a family).
+func (g *generator) crowd() {
+	svc := g.anyService()
+	if svc == nil {
+		return
+	}
+	for i := range 4 {
+		s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4}
+		s.Namespace, s.Name = svc.Namespace, fmt.Sprintf("%s-crowd-%d", svc.Name, i)
+		s.Labels = map[string]string{discoveryv1.LabelServiceName: svc.Name}
+		g.rollSlicePorts(s, svc)
+		for j := range 260 {
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.244.%d.%d", 100+2*i+j/250, 2+j%250)}, NodeName: new(thirdNode)})
+		}
+		g.putSlice(s)
 	}
 }
 

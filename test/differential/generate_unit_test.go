@@ -45,7 +45,7 @@ func TestVariety(t *testing.T) {
 		"IPv4", "IPv6", "IPv4 IPv6", "IPv6 IPv4", "external IP", "ipMode nil", "ipMode VIP", "ipMode Proxy", "host name", "source ranges", "affinity",
 		"internal Local", "external Local", "health check", "no node ports", "not ready published",
 		"slice IPv4", "slice IPv6", "slice FQDN", "headless slice", "slice of nobody", "nil port", "zone hint", "node hint", "nil ready", "nil serving", "nil terminating",
-		"ready terminating", "serving terminating", "own node", "other node", "no node", "empty slice",
+		"ready terminating", "serving terminating", "own node", "other node", "no node", "empty slice", "crowd",
 	} {
 		if !seen[want] {
 			t.Errorf("no scene has: %s", want)
@@ -98,6 +98,7 @@ func lookAtSlice(seen map[string]bool, s *discoveryv1.EndpointSlice) {
 		see("nil port", p.Port == nil)
 	}
 	see("empty slice", len(s.Endpoints) == 0)
+	see("crowd", len(s.Endpoints) > 200)
 	is := func(b *bool) bool { return b != nil && *b }
 	for _, e := range s.Endpoints {
 		c := e.Conditions

@@ -263,6 +263,9 @@ func (p probe) node() trace.Node {
 	}
 }
 
+// mostEndpoints is from how many of its own endpoints a Service is probed.
+const mostEndpoints = 10
+
 // A prober makes up probes.
 type prober struct {
 	*rand.Rand
@@ -329,8 +332,9 @@ func (pr *prober) claimed(at place, everybody []client) {
 	}
 	from := slices.Clone(everybody)
 	for _, c := range claims {
-		for _, a := range pr.endpoints(c.service) {
-			from = append(from, clientAt(a, pr.podIn))
+		endpoints := pr.endpoints(c.service)
+		for _, i := range pr.Perm(len(endpoints))[:min(len(endpoints), mostEndpoints)] {
+			from = append(from, clientAt(endpoints[i], pr.podIn))
 		}
 		if c.kind == balancerIP {
 			from = append(from, client{"the load balancer's address", at.at.Addr(), ""})
