@@ -146,9 +146,21 @@ func compare(have, want *Table) *change {
 		if !slices.Equal(h, w) {
 			c.drop = append(c.drop, h...)
 			c.insert = append(c.insert, w...)
+			c.keepFirst(from, want)
 		}
 	}
 	return c
+}
+
+// keepFirst moves the jump to a shared chain back to the front of a built-in chain into which jumps are inserted: what the
+// shared chain drops, nothing of ours may accept before.
+func (c *change) keepFirst(from string, want *Table) {
+	for _, j := range want.Shared.Rules {
+		if j.From == from && !slices.Contains(c.shared, j) {
+			c.drop = append(c.drop, j)
+			c.shared = append(c.shared, j)
+		}
+	}
 }
 
 func builtins(tables ...*Table) (names []string) {

@@ -23,8 +23,8 @@ var guards = jumps(
 	"OUTPUT", "-j "+chainKubelet,
 	chainKubelet, guardBegin+"-m comment "+guardComment+" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP")
 
-// Shared are rules of ours in a chain that we share with others. They are added when they are missing, but never changed or
-// taken away.
+// Shared are rules of ours in a chain that we share with others. They are added when they are missing, and stay when they are no
+// longer needed.
 type Shared struct {
 	// Chain tells that the chain is there.
 	Chain bool

@@ -49,13 +49,6 @@ var deliberate = []struct {
 				(d.untouched(d.proxy) || d.firewall && d.proxy.only(end{verdict: trace.Drop}))
 		},
 	},
-	{
-		"KNOWN FAULT: added jumps come before KUBE-FIREWALL",
-		"jumps from INPUT are put in front of the guard of 127.0.0.0/8; this entry goes with the fault",
-		func(d *difference) bool {
-			return d.In != "" && d.Dst.Addr().IsLoopback() && d.Dst.Addr().Is4() && d.proxy.only(end{verdict: trace.Drop}) && d.claimedAs(nodePort, healthCheck)
-		},
-	},
 }
 
 // deliberate returns the name of the entry that a difference belongs to; empty for none.
