@@ -329,7 +329,8 @@ func TestKubeProxyKubeconfig(t *testing.T) {
 	}
 }
 
-// FuzzKubeProxyConfiguration: whatever a file holds, there is an error, or a configuration that holds.
+// FuzzKubeProxyConfiguration: whatever a file holds, there is an error, or a configuration that holds. The YAML parser has so many
+// branches that -fuzzminimizetime=1x is needed to get anywhere.
 func FuzzKubeProxyConfiguration(f *testing.F) {
 	f.Setenv("NODE_NAME", "a")
 	for _, name := range []string{"kube-proxy-defaults.yaml", "kubeadm-configmap.yaml"} {

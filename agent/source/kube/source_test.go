@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -375,5 +376,38 @@ func TestConnect(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	if _, err := Connect(Options{}); err == nil {
 		t.Error("connected in a pod that is none")
+	}
+}
+
+// TestContentTypes: requests and answers have the encodings of the options, or else protobuf.
+func TestContentTypes(t *testing.T) {
+	type encodings struct{ sent, accepted string }
+	for _, c := range []struct {
+		options Options
+		want    encodings
+	}{
+		{Options{}, encodings{"application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"}},
+		{Options{ContentType: "application/json", AcceptContentTypes: "application/json"}, encodings{"application/json", "application/json"}},
+	} {
+		var got encodings
+		api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			got = encodings{r.Header.Get("Content-Type"), r.Header.Get("Accept")}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprint(w, `{"apiVersion":"events.k8s.io/v1","kind":"Event"}`)
+		}))
+		defer api.Close()
+		c.options.Kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+		text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: " + api.URL + "}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+		if err := os.WriteFile(c.options.Kubeconfig, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		client, err := Connect(c.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.CreateEvent(t.Context(), &eventsv1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e"}}); err != nil || got != c.want {
+			t.Errorf("%+v: the API got %+v, %v; expected %+v", c.options, got, err, c.want)
+		}
 	}
 }
