@@ -20,8 +20,9 @@ const (
 	healthChecksPrefix = "health-checks-"
 )
 
-// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with the share, even rules that take
-// long to write take no more than a quarter of one core, but for loads of seconds, which are rare.
+// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with
+// the share, even rules that take long to write take no more than a quarter of one core, but for loads of seconds, which
+// are rare.
 const (
 	rulesInterval = 500 * time.Millisecond
 	rulesShare    = 4

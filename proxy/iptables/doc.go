@@ -17,6 +17,8 @@
 //	             └ dst LOCAL ─► KUBE-NODEPORTS ──►    ″
 //	filter  KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: REJECT or DROP for what has no endpoints to use
 //	        KUBE-PROXY-FIREWALL: DROP for what KUBE-FW-x did not let pass
+//	        KUBE-NODEPORTS: ACCEPT for health check node ports
+//	        KUBE-FIREWALL: shared with kubelet, DROP for neighbours' packets to 127.0.0.0/8
 //
 // It differs from kube-proxy's where that costs nothing in familiarity: an endpoint on another node has no chain of
 // its own, because only on its own node can a pod reach itself through a Service; and a dispatching chain that would

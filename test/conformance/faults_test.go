@@ -29,23 +29,41 @@ fi
 printf '%%s\n' "$input" | exec '%[2]s' "$@"
 `
 
+// standIn puts a script in place of both families' iptables-restore. The script is given the file that arms it, which does not exist
+// yet, and the real program. It returns the environment variable for the agent, and the file.
+func (s *stage) standIn(t *testing.T, script string) (path, armed string) {
+	t.Helper()
+	bin := filepath.Join(s.Dir, "bin")
+	ok(t, os.Mkdir(bin, 0o755))
+	armed = filepath.Join(bin, "armed")
+	for _, f := range cluster.Families {
+		name := lab.Tool(s.backend, f, "-restore")
+		original, err := exec.LookPath(name)
+		ok(t, err)
+		ok(t, os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, script, armed, original), 0o755))
+	}
+	return "PATH=" + bin + ":" + os.Getenv("PATH"), armed
+}
+
+// holdLock takes the xtables lock of n1; to close the file gives it back.
+func (s *stage) holdLock(t *testing.T) *os.File {
+	t.Helper()
+	lock, err := os.OpenFile(s.n1.LockFile(), os.O_CREATE|os.O_RDWR, 0o600)
+	ok(t, err)
+	t.Cleanup(func() { lock.Close() })
+	ok(t, lab.Eventually(soon, func() error { return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) }))
+	return lock
+}
+
 // A Service whose rules the kernel refuses is left out, and nothing else is: what changes at the same time arrives. When
 // the Service is another and the kernel takes it, it is let in.
 func TestQuarantine(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
-		bin := filepath.Join(s.Dir, "bin")
-		ok(t, os.Mkdir(bin, 0o755))
-		armed := filepath.Join(bin, "armed")
-		for _, f := range cluster.Families {
-			name := lab.Tool(s.backend, f, "-restore")
-			original, err := exec.LookPath(name)
-			ok(t, err)
-			ok(t, os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, refusing, armed, original), 0o755))
-		}
+		path, armed := s.standIn(t, refusing)
 		ok(t, os.WriteFile(armed, nil, 0o644))
 		first, cursed := web(10), lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target))
 		s.put(first, lab.Ready(s.p1))
-		s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
+		s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{path}}, s.n1)
 		s.put(first, lab.Ready(s.p2))
 		s.put(cursed, lab.Ready(s.p1))
 		s.put(web(11), lab.Ready(s.p1))
@@ -120,10 +138,7 @@ func TestLockHeld(t *testing.T) {
 	svc := web(10)
 	s.put(svc, lab.Ready(s.p1))
 	s.startOn(t, lab.AgentOptions{}, s.n1)
-	lock, err := os.OpenFile(s.n1.LockFile(), os.O_CREATE|os.O_RDWR, 0o600)
-	ok(t, err)
-	defer lock.Close()
-	ok(t, lab.Eventually(soon, func() error { return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) }))
+	lock := s.holdLock(t)
 	s.cluster.SetEndpoints(svc, lab.Ready(s.p2))
 	s.put(web(11), lab.Ready(s.p1))
 	s.write(t)

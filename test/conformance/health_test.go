@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -295,18 +293,10 @@ exec '%[2]s' "$@"
 // two periods of syncing it is neither healthy nor alive, and load balancers are told so at every Service. All of it passes.
 func TestCase64FailingSyncs(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
-		bin := filepath.Join(s.Dir, "bin")
-		ok(t, os.Mkdir(bin, 0o755))
-		armed := filepath.Join(bin, "armed")
-		for _, f := range cluster.Families {
-			name := lab.Tool(s.backend, f, "-restore")
-			original, err := exec.LookPath(name)
-			ok(t, err)
-			ok(t, os.WriteFile(filepath.Join(bin, name), fmt.Appendf(nil, failing, armed, original), 0o755))
-		}
+		path, armed := s.standIn(t, failing)
 		svc := checked(both(10), healthPort)
 		s.put(svc, lab.Ready(s.p1))
-		s.startOn(t, lab.AgentOptions{Flags: []string{"--iptables-sync-period=2s"}, Env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}, s.n1)
+		s.startOn(t, lab.AgentOptions{Flags: []string{"--iptables-sync-period=2s"}, Env: []string{path}}, s.n1)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 1))
 		})

@@ -2,12 +2,9 @@ package conformance_test
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
@@ -118,10 +115,7 @@ func TestCase66LockHeldForAWhile(t *testing.T) {
 	svc := web(10)
 	s.put(svc, lab.Ready(s.p1))
 	s.startOn(t, lab.AgentOptions{}, s.n1)
-	lock, err := os.OpenFile(s.n1.LockFile(), os.O_CREATE|os.O_RDWR, 0o600)
-	ok(t, err)
-	defer lock.Close()
-	ok(t, lab.Eventually(soon, func() error { return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) }))
+	lock := s.holdLock(t)
 	s.cluster.SetEndpoints(svc, lab.Ready(s.p2))
 	s.write(t)
 	time.Sleep(3 * time.Second) // the case's; iptables-restore waits for five
