@@ -125,7 +125,7 @@ func (d *difference) mayBeHere(at netip.AddrPort) bool {
 	var entries []discoveryv1.Endpoint
 	for _, s := range d.view.slicesOf(d.claims[0].service) {
 		if !slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool {
-			return p.Port != nil && *p.Port == int32(at.Port()) && *p.Name == d.claims[0].port && protocolOf(*p.Protocol) == d.Protocol
+			return p.Port != nil && *p.Port == int32(at.Port()) && given(p.Name) == d.claims[0].port && protocolOf(given(p.Protocol)) == d.Protocol
 		}) {
 			continue
 		}
@@ -139,4 +139,13 @@ func (d *difference) mayBeHere(at netip.AddrPort) bool {
 		entries = staying
 	}
 	return slices.ContainsFunc(entries, func(e discoveryv1.Endpoint) bool { return e.NodeName == nil || *e.NodeName == ownNode })
+}
+
+// given returns what an object gives, the zero value when that is nothing: the API's default for the name of a slice's port,
+// and to protocolOf that of its protocol.
+func given[T any](p *T) (value T) {
+	if p != nil {
+		value = *p
+	}
+	return value
 }
