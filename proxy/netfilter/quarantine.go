@@ -132,8 +132,8 @@ func (a *attempt) settle(ctx context.Context) error {
 		return fmt.Errorf("also without the %d Services that changed: %w", len(suspects), err)
 	}
 	if len(suspects) == 1 {
-		a.hold(suspects, cause)
-		return nil
+		// That the rest went well does not convict it: what stood in the way may have passed meanwhile.
+		return a.admit(ctx, suspects, cause)
 	}
 	return a.split(ctx, suspects, cause)
 }

@@ -188,6 +188,30 @@ func TestQuarantineEnds(t *testing.T) {
 	mustHold(t, k, want.Ruleset)
 }
 
+// A failure that passes while the agent looks for whom to blame puts nobody into quarantine, whenever it passes.
+func TestFailureThatPasses(t *testing.T) {
+	for failures := 1; failures <= 3; failures++ {
+		for _, services := range []int{1, 5} {
+			k := newFake(cluster.IPv4)
+			left := failures
+			k.refuse = func(string) bool {
+				left--
+				return left >= 0
+			}
+			rules := NewRules(k)
+			want := newWorld(cluster.IPv4, services).desired()
+			reports, err := rules.Sync(context.Background(), []Desired{want})
+			if err != nil { // it did not pass in time; the caller tries again
+				reports = mustSync(t, rules, want)
+			}
+			if len(reports[0].Quarantined) > 0 {
+				t.Errorf("%d failures, %d Services: in quarantine are %v", failures, services, reports[0].Quarantined)
+			}
+			mustHold(t, k, want.Ruleset)
+		}
+	}
+}
+
 // When no Service is to blame, that is an error, and nobody goes into quarantine.
 func TestRefusedForEverybody(t *testing.T) {
 	k := newFake(cluster.IPv4)

@@ -327,8 +327,7 @@ func TestCase64FailingSyncs(t *testing.T) {
 		ok(t, s.agent.WaitReady(2*soon))
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			comesToSay(t, s.c.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("web", 2))
-			// A restore that begins to work while the agent looks for whom to blame leaves out the suspects for a moment.
-			comesToSee(t, s.c.Namespace, tcp(s.n1.Addr(f), port), saw(s.c.Addr(f), "p1", "p2"))
+			sees(t, s.c.Namespace, tcp(s.n1.Addr(f), port), saw(s.c.Addr(f), "p1", "p2"))
 		})
 		_, err := s.healthServer("/livez", http.StatusOK)
 		ok(t, err)
