@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,30 +13,39 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
 // results is everything that was measured, one element for each size.
 type results struct {
+	load     string // the load average at the start
 	planning []planning
 	kernel   []kernel
-	agents   []agents
+	beside   []beside
 }
 
 // print writes the tables, in Markdown.
 func (r *results) print(w io.Writer, o options) error {
 	out := &table{w: tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)}
-	fmt.Fprintln(w, machine(r.kernel[0].by[lab.Backends[0]].version))
+	fmt.Fprintln(w, machine())
+	fmt.Fprintf(w, "Load average %s at the start, %s at the end.\n", r.load, loadAverage())
 	fmt.Fprintf(w, "%d endpoints per Service, %d nodes, IPv4. Medians; [lowest, highest]; n is how often.\n\n", o.endpoints, nodes)
-	r.printPlanning(out)
-	out.flush(w)
-	for _, b := range lab.Backends {
-		r.printKernel(out, b)
+	if len(r.planning) > 0 {
+		r.printPlanning(out)
 		out.flush(w)
 	}
-	if len(r.agents) > 0 {
-		r.printAgents(out)
-		out.flush(w)
+	if len(r.kernel) > 0 {
+		for _, b := range lab.Backends {
+			r.printKernel(out, b)
+			out.flush(w)
+		}
+	}
+	for _, b := range r.beside {
+		if o.does(partContenders) {
+			b.print(out, o)
+			out.flush(w)
+		}
 	}
 	return out.err
 }
@@ -65,28 +75,49 @@ func (r *results) printKernel(t *table, b lab.Backend) {
 	t.write(head, rows...)
 }
 
-func (r *results) printAgents(t *table) {
-	head := []string{"Agent"}
-	rows := [][]string{{"start to all programmed"}, {"processor time until then, agent + children"}, {"one change, from the API's answer until programmed"},
-		{"resident memory, ready"}, {"resident memory, after churn"}, {"resident memory, at rest"}, {"of that, the program's own code (mapped file)"},
-		{"most resident memory ever"}, {"most resident memory of a child"}, {"processor time of churn, agent + children"}, {"processor time of rest, agent + children"}}
-	for _, a := range r.agents {
-		for _, b := range lab.Backends {
-			head = append(head, count(a.services)+", "+string(b))
-			run := a.by[b]
-			for i, cell := range []string{seconds(run.ready), run.start.times(usage{}), run.change.String(),
-				kibibytes(run.start.rss), kibibytes(run.churn.rss), kibibytes(run.rest.rss), kibibytes(run.rest.file),
-				kibibytes(run.rest.peak), kibibytes(run.rest.children), run.churn.times(run.start), run.rest.times(run.churn)} {
-				rows[i] = append(rows[i], cell)
+// print writes what the contenders did, one column for each.
+func (b *beside) print(t *table, o options) {
+	rows := []struct {
+		name string
+		cell func(*tally) string
+	}{
+		{"start to all programmed", func(t *tally) string { return t.start.String() }},
+		{"CPU until then", func(t *tally) string { return t.startCPU.String() }},
+		{"CPU until it is quiet again", func(t *tally) string { return t.quietCPU.String() }},
+		{"CPU of one change, idle", func(t *tally) string { return t.changeCPU.mean() }},
+		{"CPU of one change, at 20 a second", func(t *tally) string { return t.busyCPU.mean() }},
+		{"CPU at rest, of one core", func(t *tally) string { return t.restCPU.share(o.rest) }},
+		{"change to connection, idle: p50", func(t *tally) string { return t.idle.at(0.5) }},
+		{"p99", func(t *tally) string { return t.idle.at(0.99) }},
+		{"change to connection, at 20 a second: p50", func(t *tally) string { return t.busy.at(0.5) }},
+		{"p99", func(t *tally) string { return t.busy.at(0.99) }},
+		{"the last of these changes", func(t *tally) string { return t.last.String() }},
+		{"resident memory, programmed", func(t *tally) string { return kibibytes(t.memory.ready) }},
+		{"resident memory, after churn", func(t *tally) string { return kibibytes(t.memory.churned) }},
+		{"resident memory, at rest", func(t *tally) string { return kibibytes(t.memory.rested) }},
+		{"of that, the program's own code (mapped file)", func(t *tally) string { return kibibytes(t.memory.file) }},
+		{"most resident memory ever", func(t *tally) string { return kibibytes(t.memory.peak) }},
+		{"most resident memory of a child", func(t *tally) string { return kibibytes(t.memory.child) }},
+		{"connections without an answer", func(t *tally) string { return fmt.Sprint(t.lost) }},
+	}
+	head := []string{count(b.services)}
+	cells := make([][]string, len(rows))
+	for i, row := range rows {
+		cells[i] = []string{row.name}
+	}
+	for _, c := range o.contenders {
+		head = append(head, c.name)
+		for i, row := range rows {
+			cell := "–"
+			if t := b.by[c]; !t.unfinished {
+				cell = row.cell(t)
+			} else if i == 0 {
+				cell = fmt.Sprintf("unfinished after %.0f s", o.limit.Seconds())
 			}
+			cells[i] = append(cells[i], cell)
 		}
 	}
-	t.write(head, rows...)
-}
-
-// times are the processor times since an earlier usage.
-func (u usage) times(since usage) string {
-	return seconds(u.cpu-since.cpu) + " + " + seconds(u.childrens-since.childrens)
+	t.write(head, cells...)
 }
 
 // A table writes Markdown tables with aligned columns; err is the first error.
@@ -119,8 +150,31 @@ func (s sample) String() string {
 	if len(s) == 0 {
 		return "–"
 	}
-	sorted := slices.Sorted(slices.Values(s))
-	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(sorted[len(sorted)/2]), seconds(sorted[0]), seconds(sorted[len(sorted)-1]), len(sorted))
+	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(s.quantile(0.5)), seconds(slices.Min(s)), seconds(slices.Max(s)), len(s))
+}
+
+// at returns a quantile and the number.
+func (s sample) at(part float64) string {
+	if len(s) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%s n=%d", seconds(s.quantile(part)), len(s))
+}
+
+// mean returns the mean, the extremes and the number.
+func (s sample) mean() string {
+	if len(s) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(s.sum()/time.Duration(len(s))), seconds(slices.Min(s)), seconds(slices.Max(s)), len(s))
+}
+
+// share returns the mean as a part of a time.
+func (s sample) share(of time.Duration) string {
+	if len(s) == 0 || of == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f %%", 100*s.sum().Seconds()/float64(len(s))/of.Seconds())
 }
 
 // seconds writes a duration with three digits.
@@ -141,20 +195,45 @@ func kibibytes(kib int) string { return fmt.Sprintf("%.0f MiB", float64(kib)/(1<
 func count(services int) string { return fmt.Sprintf("%d services", services) }
 
 // machine describes where the figures are from.
-func machine(iptables string) string {
+func machine() string {
 	var u unix.Utsname
 	kernel := "unknown"
 	if unix.Uname(&u) == nil {
 		kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	model := "unknown processor"
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
-				model = strings.TrimSpace(value)
-				break
-			}
+	return fmt.Sprintf("Machine: %d cores (%s), Linux %s, %s, %s, %s.", runtime.NumCPU(), processor(), kernel,
+		version(lab.Tool(lab.NFT, cluster.IPv4, "")), version("nft"), runtime.Version())
+}
+
+func processor() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
 		}
 	}
-	return fmt.Sprintf("Machine: %d cores (%s), Linux %s, iptables %s, %s.", runtime.NumCPU(), model, kernel, iptables, runtime.Version())
+	return "unknown processor"
+}
+
+// version is what a program says of itself: "iptables v1.8.9 (nf_tables)".
+func version(program string) string {
+	text, err := exec.Command(program, "--version").Output()
+	if err != nil {
+		return program + " of unknown version"
+	}
+	name, _, _ := strings.Cut(strings.TrimSpace(string(text)), " (")
+	return name
+}
+
+// loadAverage is that of the last minute: how many threads wanted a processor.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }

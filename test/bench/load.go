@@ -1,0 +1,4 @@
+package main
+
+// A load is a
+type load struct{}
