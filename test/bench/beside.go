@@ -15,27 +15,27 @@ type beside struct {
 }
 
 // measureBeside runs the contenders in turns, several times, with one API server.
-func measureBeside(ctx context.Context, o options) (list []beside, err error) {
+func (r *results) measureBeside(ctx context.Context, o options) (err error) {
 	w, err := newWorld(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
 	for _, n := range o.sizes {
 		if err := w.grow(n, o.endpoints); err != nil {
-			return nil, err
+			return err
 		}
-		b, err := w.round(n, o)
+		b, err := w.rounds(n, o)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		list = append(list, b)
+		r.beside = append(r.beside, b)
 	}
-	return list, nil
+	return nil
 }
 
-// round runs all rounds with the cluster as it is, and loads the rules of the last one with connections.
-func (w *world) round(services int, o options) (b beside, err error) {
+// rounds runs all rounds with the cluster as it is, and loads the rules of the last one with connections.
+func (w *world) rounds(services int, o options) (b beside, err error) {
 	b = beside{services: services, by: map[contender]*tally{}}
 	for _, c := range o.contenders {
 		b.by[c] = &tally{}
@@ -46,7 +46,11 @@ func (w *world) round(services int, o options) (b beside, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for i := range o.rounds {
+	rounds := o.rounds
+	if !o.does(partContenders) {
+		rounds = 1 // for the rules only
+	}
+	for i := range rounds {
 		// Who comes first changes.
 		at := i % len(o.contenders)
 		for _, c := range slices.Concat(o.contenders[at:], o.contenders[:at]) {
@@ -54,7 +58,7 @@ func (w *world) round(services int, o options) (b beside, err error) {
 			if t.unfinished {
 				continue
 			}
-			progress("%s with %d Services, round %d of %d", c.name, services, i+1, o.rounds)
+			progress("%s with %d Services, round %d of %d", c.name, services, i+1, rounds)
 			if old := stages[c]; old != nil {
 				delete(stages, c)
 				if err := old.close(); err != nil {
@@ -74,6 +78,9 @@ func (w *world) round(services int, o options) (b beside, err error) {
 				return b, fmt.Errorf("%s with %d services: %w", c.name, services, err)
 			}
 		}
+	}
+	if o.does(partConnections) {
+		return b, w.measureLoads(&b, stages, o)
 	}
 	return b, nil
 }

@@ -41,14 +41,12 @@ func (e *ends) close() {
 	e.listeners = nil
 }
 
-// handshake is how long a connection without an answer is waited for; answers come within the call that asks.
-const handshake = 20 * time.Millisecond
-
 // errNoAnswer is the end of a connection attempt that got none, or a refusal.
 var errNoAnswer = errors.New("no answer")
 
-// reach opens a connection and returns the address of the server that it got to. It must run on the client's thread.
-func (e *ends) reach(to netip.AddrPort) (netip.Addr, error) {
+// reach opens a connection and returns the address of the server that it got to, or errNoAnswer after a time. It must run on the
+// client's thread.
+func (e *ends) reach(to netip.AddrPort, patience time.Duration) (netip.Addr, error) {
 	fd, err := clientSocket(unix.SOCK_NONBLOCK)
 	if err != nil {
 		return netip.Addr{}, err
@@ -62,7 +60,7 @@ func (e *ends) reach(to netip.AddrPort) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	for deadline := time.Now().Add(handshake); ; time.Sleep(200 * time.Microsecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Microsecond) {
 		server, peer, err := e.accept()
 		if err == nil {
 			reached, err := localAddr(server)

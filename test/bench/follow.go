@@ -2,16 +2,16 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // askGap is the time between two connections of a follower: as precise as its times are.
 const askGap = 2 * time.Millisecond
+
+// answerBound is how long a follower waits for an answer. Most come within the call that asks, unless the machine has much to do.
+const answerBound = 200 * time.Millisecond
 
 // A follower opens one connection after the other to a ClusterIP whose only endpoint moves, and notes when it gets to each place.
 type follower struct {
@@ -39,14 +39,6 @@ func newFollower(e *ends, to netip.AddrPort) *follower {
 	return f
 }
 
-// preferred runs f on this thread before others, so that a machine with other work to do disturbs it less.
-func preferred(f func() error) error {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -20); err != nil {
-		return fmt.Errorf("setpriority: %w", err)
-	}
-	return errors.Join(f(), unix.Setpriority(unix.PRIO_PROCESS, 0, 0))
-}
-
 func (f *follower) run() error {
 	for {
 		select {
@@ -54,7 +46,7 @@ func (f *follower) run() error {
 			return nil
 		default:
 		}
-		reached, err := f.ends.reach(f.to)
+		reached, err := f.ends.reach(f.to, answerBound)
 		now := time.Now()
 		if err != nil && !errors.Is(err, errNoAnswer) {
 			return err

@@ -52,9 +52,9 @@ type kernel struct {
 }
 
 type restores struct {
-	full    timing // into empty tables
-	change  timing // one changed endpoint
-	read    timing // everything, compared with what should be
+	full   timing // into empty tables
+	change timing // one changed endpoint
+	read   timing // everything, compared with what should be
 }
 
 // measureKernel loads rules into fresh namespaces, the backends taking turns.

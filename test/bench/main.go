@@ -119,41 +119,41 @@ func parts(list string, all []string) ([]string, error) {
 func (o *options) does(part string) bool { return slices.Contains(o.only, part) }
 
 // run measures one thing after the other, so that nothing is measured while the machine does something else, and
-// prints the tables at the end.
+// prints the tables at the end; after an error or an interruption, of what was finished before.
 func run(ctx context.Context, o options) error {
 	if err := lab.Check(); err != nil {
 		return err
 	}
 	r := results{load: loadAverage()}
-	for _, n := range o.sizes {
-		if !o.does(partPlanning) {
-			break
+	err := r.measure(ctx, o)
+	return errors.Join(err, r.print(os.Stdout, o))
+}
+
+// measure runs the parts that were asked for.
+func (r *results) measure(ctx context.Context, o options) error {
+	if o.does(partPlanning) {
+		for _, n := range o.sizes {
+			progress("planning %d Services × %d endpoints", n, o.endpoints)
+			p, err := measurePlanning(ctx, n, o.endpoints)
+			if err != nil {
+				return err
+			}
+			r.planning = append(r.planning, p)
 		}
-		progress("planning %d Services × %d endpoints", n, o.endpoints)
-		p, err := measurePlanning(ctx, n, o.endpoints)
-		if err != nil {
-			return err
-		}
-		r.planning = append(r.planning, p)
 	}
-	for _, n := range o.sizes {
-		if !o.does(partKernel) {
-			break
+	if o.does(partKernel) {
+		for _, n := range o.sizes {
+			k, err := measureKernel(ctx, n, o)
+			if err != nil {
+				return err
+			}
+			r.kernel = append(r.kernel, k)
 		}
-		k, err := measureKernel(ctx, n, o)
-		if err != nil {
-			return err
-		}
-		r.kernel = append(r.kernel, k)
 	}
 	if o.does(partContenders) || o.does(partConnections) {
-		b, err := measureBeside(ctx, o)
-		if err != nil {
-			return err
-		}
-		r.beside = b
+		return r.measureBeside(ctx, o)
 	}
-	return r.print(os.Stdout, o)
+	return nil
 }
 
 // errInterrupted is the end of a run that a signal ended.

@@ -46,6 +46,12 @@ func (r *results) print(w io.Writer, o options) error {
 			b.print(out, o)
 			out.flush(w)
 		}
+		if o.does(partConnections) {
+			b.printRates(out)
+			out.flush(w)
+			b.printTimes(out)
+			out.flush(w)
+		}
 	}
 	return out.err
 }
@@ -119,6 +125,44 @@ func (b *beside) print(t *table, o options) {
 	}
 	t.write(head, cells...)
 }
+
+// printRates writes how many connections there were, and that as a part of those to a pod without rules.
+func (b *beside) printRates(t *table) {
+	b.printLoads(t, "new connections a second", func(l *load, to target) string {
+		cell := fmt.Sprintf("%.0f", middle(l.rates[to]))
+		if l.who != withoutRules {
+			cell += fmt.Sprintf(" (%.0f %%)", 100*middle(l.parts[to]))
+		}
+		return cell
+	})
+}
+
+// printTimes writes how long connect took.
+func (b *beside) printTimes(t *table) {
+	b.printLoads(t, "connect, p10 / p50 / p99", func(l *load, to target) string {
+		at := l.times[to]
+		return seconds(at.quantile(0.1)) + " / " + seconds(at.quantile(0.5)) + " / " + seconds(at.quantile(0.99))
+	})
+}
+
+func (b *beside) printLoads(t *table, what string, cell func(*load, target) string) {
+	var rows [][]string
+	for _, l := range b.loads {
+		row := []string{l.who}
+		for to := range targets {
+			if len(l.to[to]) == 0 {
+				row = append(row, "–")
+			} else {
+				row = append(row, cell(l, to))
+			}
+		}
+		rows = append(rows, row)
+	}
+	t.write(append([]string{count(b.services) + ": " + what}, targetNames[:]...), rows...)
+}
+
+// middle is the median.
+func middle(list []float64) float64 { return slices.Sorted(slices.Values(list))[len(list)/2] }
 
 // A table writes Markdown tables with aligned columns; err is the first error.
 type table struct {

@@ -27,6 +27,8 @@ const (
 	quietTime  = time.Second
 	quietCPU   = 20 * time.Millisecond
 	quietBound = 30 * time.Second
+	// startPatience is how long a connection to a Service is waited for that may not be there yet.
+	startPatience = 10 * time.Millisecond
 	// stopGrace is how long a contender has to end.
 	stopGrace = 10 * time.Second
 )
@@ -103,6 +105,9 @@ func (tr *trial) run(start time.Time, o options) error {
 	if err := tr.note(&tr.tally.quietCPU, &tr.tally.memory.ready, 0); err != nil {
 		return err
 	}
+	if !o.does(partContenders) {
+		return nil
+	}
 	f := newFollower(&tr.ends, tr.front())
 	err := tr.follow(f, o)
 	lost, ended := f.stop()
@@ -139,7 +144,7 @@ func (tr *trial) programmed(deadline time.Time) error {
 // await opens connections until one gets through.
 func (tr *trial) await(to netip.AddrPort, deadline time.Time) error {
 	for {
-		_, err := tr.ends.reach(to)
+		_, err := tr.ends.reach(to, startPatience)
 		if !errors.Is(err, errNoAnswer) {
 			return err
 		}
