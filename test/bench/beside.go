@@ -34,53 +34,54 @@ func (r *results) measureBeside(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-// rounds runs all rounds with the cluster as it is, and loads the rules of the last one with connections.
+// rounds runs all rounds with the cluster as it is, and opens connections through the rules of the last one.
 func (w *world) rounds(services int, o options) (b beside, err error) {
 	b = beside{services: services, by: map[contender]*tally{}}
 	for _, c := range o.contenders {
 		b.by[c] = &tally{}
 	}
-	stages := map[contender]*stage{} // of the present round
+	stages := map[contender]*stage{} // of the last round of each
 	defer func() {
 		for _, s := range stages {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	rounds := o.rounds
+	n := o.rounds
 	if !o.does(partContenders) {
-		rounds = 1 // for the rules only
+		n = 1 // for the rules only
 	}
-	for i := range rounds {
-		// Who comes first changes.
-		at := i % len(o.contenders)
-		for _, c := range slices.Concat(o.contenders[at:], o.contenders[:at]) {
-			t := b.by[c]
-			if t.unfinished {
+	for i := range n {
+		first := i % len(o.contenders)
+		for _, c := range slices.Concat(o.contenders[first:], o.contenders[:first]) {
+			if b.by[c].unfinished {
 				continue
 			}
-			progress("%s with %d Services, round %d of %d", c.name, services, i+1, rounds)
-			if old := stages[c]; old != nil {
-				delete(stages, c)
-				if err := old.close(); err != nil {
-					return b, err
-				}
-			}
-			s, err := newStage(c.mode != "")
-			if err != nil {
+			progress("%s with %d Services, round %d of %d", c.name, services, i+1, n)
+			if err := restage(stages, c); err != nil {
 				return b, err
 			}
-			stages[c] = s
-			if err := w.try(c, s, o, t); errors.Is(err, errUnfinished) {
-				t.unfinished = true
-				delete(stages, c)
-				err = s.close()
-			} else if err != nil {
+			if err := w.try(c, stages[c], o, b.by[c]); err != nil {
 				return b, fmt.Errorf("%s with %d services: %w", c.name, services, err)
 			}
 		}
 	}
 	if o.does(partConnections) {
-		return b, w.measureLoads(&b, stages, o)
+		b.loads, err = w.measureLoads(b, stages, o)
 	}
-	return b, nil
+	return b, err
+}
+
+// restage gives a contender a new stage in place of its last one.
+func restage(stages map[contender]*stage, c contender) (err error) {
+	if old := stages[c]; old != nil {
+		delete(stages, c)
+		if err := old.close(); err != nil {
+			return err
+		}
+	}
+	s, err := newStage(c.mode != "")
+	if err == nil {
+		stages[c] = s
+	}
+	return err
 }

@@ -56,45 +56,44 @@ type load struct {
 }
 
 // measureLoads opens connections on all stages, which take turns, target by target.
-func (w *world) measureLoads(b *beside, stages map[contender]*stage, o options) (err error) {
+func (w *world) measureLoads(b beside, stages map[contender]*stage, o options) (loads []*load, err error) {
 	progress("connections with %d Services", b.services)
 	for _, name := range []string{withoutRules, trackingOnly} {
 		s, err := newStage(true)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
 		if name == trackingOnly {
 			// Any rule of the nat table brings connection tracking.
 			if err := s.node.Restore(lab.Legacy, cluster.IPv4, "*nat\n-A POSTROUTING -d 192.0.2.1/32 -j MASQUERADE\nCOMMIT\n", true); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		b.loads = append(b.loads, &load{who: name, ends: &s.ends})
+		loads = append(loads, &load{who: name, ends: &s.ends})
 	}
 	for _, c := range o.contenders {
-		s := stages[c]
-		if s == nil {
+		if b.by[c].unfinished {
 			continue
 		}
-		l := &load{who: c.name, ends: &s.ends}
-		if err := w.aim(l, c, s); err != nil {
-			return err
+		l := &load{who: c.name, ends: &stages[c].ends}
+		if err := w.aim(l, c, stages[c]); err != nil {
+			return nil, err
 		}
-		b.loads = append(b.loads, l)
+		loads = append(loads, l)
 	}
-	for _, l := range b.loads {
+	for _, l := range loads {
 		l.to[aPod] = []netip.AddrPort{netip.AddrPortFrom(place(1000).Addr, targetPort)}
 		if err := l.ends.client.Sysctl("net.ipv4.tcp_syn_retries", connectTries); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for range o.slices {
-		if err := w.turn(b.loads); err != nil {
-			return err
+		if err := w.turn(loads); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return loads, nil
 }
 
 // turn loads each target of each stage once. The first stage is the one without rules, and its first target the pod.

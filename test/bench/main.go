@@ -49,13 +49,12 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal ends the program at once, and leaves the rest to the next run
 	o, err := parseFlags(os.Args[1:])
 	if err != nil {
 		os.Exit(2) // package flag has said why
 	}
-	err = run(ctx, o)
-	stop()
-	if err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -47,7 +47,7 @@ func (r *results) print(w io.Writer, o options) error {
 			out.flush(w)
 		}
 		if o.does(partConnections) {
-			b.printRates(out)
+			b.printRates(out, o)
 			out.flush(w)
 			b.printTimes(out)
 			out.flush(w)
@@ -81,54 +81,79 @@ func (r *results) printKernel(t *table, b lab.Backend) {
 	t.write(head, rows...)
 }
 
+// rows are the lines of a table of contenders: what is told, what fairway should reach with 10,000 Services × 5 endpoints on legacy
+// and nft, and what a contender did.
+func rows(o options) []row {
+	return []row{
+		{"start to all programmed", "", func(t *tally) string { return t.start.String() }},
+		{"CPU until then", "≤ 1.2 s; 6 s", func(t *tally) string { return t.startCPU.String() }},
+		{"CPU until it is quiet again", "", func(t *tally) string { return t.quietCPU.String() }},
+		{"CPU of one change", "≤ 0.15 s; 30 ms", func(t *tally) string { return t.changeCPU.mean() }},
+		{"CPU of one change, at 20 a second", "", func(t *tally) string { return t.busyCPU.mean() }},
+		{"CPU at rest, of one core", "", func(t *tally) string { return t.restCPU.share(o.rest) }},
+		{"change to connection, p50", "≤ 200 ms; 60 ms", func(t *tally) string { return t.idle.at(0.5) }},
+		{"change to connection, p99", "≤ 500 ms; 250 ms", func(t *tally) string { return t.idle.at(0.99) }},
+		{"the same at 20 changes a second, p50", "", func(t *tally) string { return t.busy.at(0.5) }},
+		{"the same at 20 changes a second, p99", "≤ 0.5 s", func(t *tally) string { return t.busy.at(0.99) }},
+		{"the last of these changes", "", func(t *tally) string { return t.last.String() }},
+		{"resident memory, programmed", "≤ 90 MiB", func(t *tally) string { return kibibytes(t.memory.ready) }},
+		{"resident memory, after churn", "≤ 110 MiB", func(t *tally) string { return kibibytes(t.memory.churned) }},
+		{"resident memory, at rest", "", func(t *tally) string { return kibibytes(t.memory.rested) }},
+		{"of that, the program's own code (mapped file)", "", func(t *tally) string { return kibibytes(t.memory.file) }},
+		{"most resident memory ever", "", func(t *tally) string { return kibibytes(t.memory.peak) }},
+		{"most resident memory of a child", "", func(t *tally) string { return kibibytes(t.memory.child) }},
+		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
+	}
+}
+
+type row struct {
+	name, goal string
+	cell       func(*tally) string
+}
+
+// goals tells whether fairway should reach something with a cluster of this size.
+func (b *beside) goals(o options) bool { return b.services == 10000 && o.endpoints == 5 }
+
 // print writes what the contenders did, one column for each.
 func (b *beside) print(t *table, o options) {
-	rows := []struct {
-		name string
-		cell func(*tally) string
-	}{
-		{"start to all programmed", func(t *tally) string { return t.start.String() }},
-		{"CPU until then", func(t *tally) string { return t.startCPU.String() }},
-		{"CPU until it is quiet again", func(t *tally) string { return t.quietCPU.String() }},
-		{"CPU of one change, idle", func(t *tally) string { return t.changeCPU.mean() }},
-		{"CPU of one change, at 20 a second", func(t *tally) string { return t.busyCPU.mean() }},
-		{"CPU at rest, of one core", func(t *tally) string { return t.restCPU.share(o.rest) }},
-		{"change to connection, idle: p50", func(t *tally) string { return t.idle.at(0.5) }},
-		{"p99", func(t *tally) string { return t.idle.at(0.99) }},
-		{"change to connection, at 20 a second: p50", func(t *tally) string { return t.busy.at(0.5) }},
-		{"p99", func(t *tally) string { return t.busy.at(0.99) }},
-		{"the last of these changes", func(t *tally) string { return t.last.String() }},
-		{"resident memory, programmed", func(t *tally) string { return kibibytes(t.memory.ready) }},
-		{"resident memory, after churn", func(t *tally) string { return kibibytes(t.memory.churned) }},
-		{"resident memory, at rest", func(t *tally) string { return kibibytes(t.memory.rested) }},
-		{"of that, the program's own code (mapped file)", func(t *tally) string { return kibibytes(t.memory.file) }},
-		{"most resident memory ever", func(t *tally) string { return kibibytes(t.memory.peak) }},
-		{"most resident memory of a child", func(t *tally) string { return kibibytes(t.memory.child) }},
-		{"connections without an answer", func(t *tally) string { return fmt.Sprint(t.lost) }},
-	}
 	head := []string{count(b.services)}
-	cells := make([][]string, len(rows))
-	for i, row := range rows {
-		cells[i] = []string{row.name}
+	if b.goals(o) {
+		head = append(head, "to reach: legacy; nft")
 	}
 	for _, c := range o.contenders {
 		head = append(head, c.name)
-		for i, row := range rows {
-			cell := "–"
-			if t := b.by[c]; !t.unfinished {
-				cell = row.cell(t)
-			} else if i == 0 {
-				cell = fmt.Sprintf("unfinished after %.0f s", o.limit.Seconds())
-			}
-			cells[i] = append(cells[i], cell)
+	}
+	var cells [][]string
+	for i, row := range rows(o) {
+		line := []string{row.name}
+		if b.goals(o) {
+			line = append(line, row.goal)
 		}
+		for _, c := range o.contenders {
+			done := b.by[c]
+			switch {
+			case !done.unfinished:
+				line = append(line, row.cell(done))
+			case i == 0:
+				line = append(line, "unfinished after "+seconds(done.start[0]))
+			case i == 1:
+				line = append(line, row.cell(done))
+			default:
+				line = append(line, "–")
+			}
+		}
+		cells = append(cells, line)
 	}
 	t.write(head, cells...)
 }
 
 // printRates writes how many connections there were, and that as a part of those to a pod without rules.
-func (b *beside) printRates(t *table) {
-	b.printLoads(t, "new connections a second", func(l *load, to target) string {
+func (b *beside) printRates(t *table, o options) {
+	var goal []string
+	if b.goals(o) {
+		goal = []string{"to reach", "75 %", "", "", "70 %"}
+	}
+	b.printLoads(t, "new connections a second", goal, func(l *load, to target) string {
 		cell := fmt.Sprintf("%.0f", middle(l.rates[to]))
 		if l.who != withoutRules {
 			cell += fmt.Sprintf(" (%.0f %%)", 100*middle(l.parts[to]))
@@ -139,14 +164,17 @@ func (b *beside) printRates(t *table) {
 
 // printTimes writes how long connect took.
 func (b *beside) printTimes(t *table) {
-	b.printLoads(t, "connect, p10 / p50 / p99", func(l *load, to target) string {
+	b.printLoads(t, "connect, p10 / p50 / p99", nil, func(l *load, to target) string {
 		at := l.times[to]
 		return seconds(at.quantile(0.1)) + " / " + seconds(at.quantile(0.5)) + " / " + seconds(at.quantile(0.99))
 	})
 }
 
-func (b *beside) printLoads(t *table, what string, cell func(*load, target) string) {
+func (b *beside) printLoads(t *table, what string, goal []string, cell func(*load, target) string) {
 	var rows [][]string
+	if goal != nil {
+		rows = append(rows, goal)
+	}
 	for _, l := range b.loads {
 		row := []string{l.who}
 		for to := range targets {

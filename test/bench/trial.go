@@ -33,12 +33,12 @@ const (
 	stopGrace = 10 * time.Second
 )
 
-// errUnfinished says that a contender did not program its cluster within the limit.
-var errUnfinished = errors.New("unfinished")
+// errLate is the end of waiting for a connection.
+var errLate = errors.New("no connection until the deadline")
 
 // tally is what one contender did with a cluster, in all rounds.
 type tally struct {
-	unfinished bool
+	unfinished bool                                                    // it has not programmed everything within the limit
 	start      sample                                                  // from the start of the process until all is programmed
 	startCPU   sample                                                  // until then
 	quietCPU   sample                                                  // until it is quiet again
@@ -89,11 +89,13 @@ func (w *world) try(c contender, s *stage, o options, t *tally) (err error) {
 }
 
 func (tr *trial) run(start time.Time, o options) error {
-	if err := tr.programmed(start.Add(o.limit)); err != nil {
+	err := tr.programmed(start.Add(o.limit))
+	tr.tally.start.add(time.Since(start))
+	tr.tally.unfinished = errors.Is(err, errLate)
+	if err != nil && !tr.tally.unfinished {
 		return err
 	}
-	tr.tally.start.add(time.Since(start))
-	if err := tr.note(&tr.tally.startCPU, &tr.tally.memory.ready, 0); err != nil {
+	if err := tr.note(&tr.tally.startCPU, &tr.tally.memory.ready, 0); err != nil || tr.tally.unfinished {
 		return err
 	}
 	if err := tr.complete(); err != nil {
@@ -109,7 +111,7 @@ func (tr *trial) run(start time.Time, o options) error {
 		return nil
 	}
 	f := newFollower(&tr.ends, tr.front())
-	err := tr.follow(f, o)
+	err = tr.follow(f, o)
 	lost, ended := f.stop()
 	tr.tally.lost += lost
 	if err := errors.Join(err, ended); err != nil {
@@ -152,7 +154,7 @@ func (tr *trial) await(to netip.AddrPort, deadline time.Time) error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return errUnfinished
+			return errLate
 		}
 		time.Sleep(askGap)
 	}
