@@ -26,10 +26,10 @@ func (r *results) measureBeside(ctx context.Context, o options) (err error) {
 			return err
 		}
 		b, err := w.rounds(n, o)
+		r.beside = append(r.beside, b)
 		if err != nil {
 			return err
 		}
-		r.beside = append(r.beside, b)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"slices"
@@ -54,7 +55,7 @@ func main() {
 	if err != nil {
 		os.Exit(2) // package flag has said why
 	}
-	if err := run(ctx, o); err != nil {
+	if err := run(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -119,13 +120,16 @@ func (o *options) does(part string) bool { return slices.Contains(o.only, part) 
 
 // run measures one thing after the other, so that nothing is measured while the machine does something else, and
 // prints the tables at the end; after an error or an interruption, of what was finished before.
-func run(ctx context.Context, o options) error {
+func run(ctx context.Context, o options, w io.Writer) error {
 	if err := lab.Check(); err != nil {
 		return err
 	}
 	r := results{load: loadAverage()}
 	err := r.measure(ctx, o)
-	return errors.Join(err, r.print(os.Stdout, o))
+	if ctx.Err() != nil {
+		err = errInterrupted // and not what that did to whatever was going on
+	}
+	return errors.Join(err, r.print(w, o))
 }
 
 // measure runs the parts that were asked for.
