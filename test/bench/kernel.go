@@ -95,6 +95,9 @@ func loadOnce(ctx context.Context, b lab.Backend, s *cluster.Snapshot, changes i
 		if err != nil {
 			return err
 		}
+		if err := netfilter.EnsureCounters(); err != nil { // which the rules of an offline plan name
+			return err
+		}
 		l := loader{ctx: ctx, backend: backend, have: &iptables.Ruleset{Family: cluster.IPv4}}
 		plan := agent.MakePlan(s, config(), agent.Offline, nil)
 		if err := l.apply(rulesOf(plan), &r.full); err != nil {
