@@ -52,7 +52,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal ends the program at once, and leaves the rest to the next run
 	o, err := parseFlags(os.Args[1:])
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	case err != nil:
 		os.Exit(2) // package flag has said why
 	}
 	if err := run(ctx, o, os.Stdout); err != nil {
@@ -87,8 +90,8 @@ func parseFlags(args []string) (o options, err error) {
 	f.DurationVar(&o.rest, "rest", 35*time.Second, "time without changes in each round; the default has a full comparison of fairway's in it")
 	f.IntVar(&o.slices, "slices", 15, "times of 0.2 s in which connections are opened to each target")
 	if err = f.Parse(args); err == nil && f.NArg() > 0 {
-		fmt.Fprintln(f.Output(), "unknown arguments:", f.Args())
-		err = flag.ErrHelp
+		err = fmt.Errorf("unknown arguments: %q", f.Args())
+		fmt.Fprintln(f.Output(), err)
 	}
 	return o, err
 }

@@ -12,10 +12,14 @@ import (
 // preferred runs f while this process runs before others, so that a machine with other work to do disturbs it less. That is
 // true of all its threads: one that had to wait might hold what f needs.
 func preferred(f func() error) error {
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err != nil {
+		return fmt.Errorf("getpriority: %w", err)
+	}
 	if err := prefer(-20); err != nil {
 		return err
 	}
-	return errors.Join(f(), prefer(0))
+	return errors.Join(f(), prefer(20-own)) // the system call returns 20 less the nice value
 }
 
 // prefer gives all threads of this process a nice value.

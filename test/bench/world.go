@@ -55,10 +55,11 @@ func (w *world) close() error { return w.lab.Close() }
 // connect gives a stage's node a way to the API.
 func (w *world) connect(s *stage) error {
 	w.wires++
-	near, far := netip.AddrFrom4([4]byte{172, 30, byte(w.wires), 1}), netip.AddrFrom4([4]byte{172, 30, byte(w.wires), 2})
+	n := 4 * w.wires // a /30 for each
+	near, far := netip.AddrFrom4([4]byte{172, 30, byte(n >> 8), byte(n) + 1}), netip.AddrFrom4([4]byte{172, 30, byte(n >> 8), byte(n) + 2})
 	err := lab.Wire(
-		lab.WireEnd{Namespace: w.cp.Namespace, Link: fmt.Sprint("stage", w.wires), Addr: netip.PrefixFrom(near, 24)},
-		lab.WireEnd{Namespace: s.node.Namespace, Link: "api", Addr: netip.PrefixFrom(far, 24)})
+		lab.WireEnd{Namespace: w.cp.Namespace, Link: fmt.Sprint("stage", w.wires), Addr: netip.PrefixFrom(near, 30)},
+		lab.WireEnd{Namespace: s.node.Namespace, Link: "api", Addr: netip.PrefixFrom(far, 30)})
 	if err != nil {
 		return err
 	}
