@@ -29,8 +29,8 @@ type Observer struct {
 	Quiet func(cluster.Family, time.Time)
 }
 
-// quietEvery is how often Quiet is called.
-const quietEvery = time.Second
+// quietEvery is how often Quiet is called; tests shorten it.
+var quietEvery = time.Second
 
 // A Watch notices what others do to the tables of a Backend. Writes of the Backend itself are not told.
 type Watch struct {

@@ -151,8 +151,8 @@ func (w *nftWatch) message(o Observer, m *syscall.NetlinkMessage) {
 		w.touch(f).anything = w.touch(f).anything || m.Header.Flags&unix.NLM_F_CREATE == 0
 	case kind == nftDelTable:
 		w.touch(f).anything = true
-	case kind == nftNewChain && m.Header.Flags&unix.NLM_F_CREATE == 0:
-		// Renamed perhaps, and only the new name is told. (Kernels before 5.16 do not set the flag for new chains either.)
+	case kind == nftNewChain && m.Header.Flags&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) == 0:
+		// Renamed perhaps, and only the new name is told. (Old kernels set neither flag, also for new chains.)
 		w.touch(f).anything = true
 	case concerns(table, chain):
 		w.touch(f).add(iptables.ChainName{Table: table, Chain: chain})
