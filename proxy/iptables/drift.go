@@ -40,6 +40,8 @@ type Drift struct {
 	Chain string
 	// Rule is the rule that is missing, was inserted or changed (as it is now); empty for others.
 	Rule string
+	// Left is true when it stays as it is, and is only told.
+	Left bool
 }
 
 // String words the Drift: "nat PREROUTING jump-missing: -A PREROUTING …".
@@ -84,7 +86,7 @@ type driftingTable struct {
 }
 
 func (t *driftingTable) add(kind Kind, chain, rule string) {
-	t.found = append(t.found, Drift{t.name, kind, chain, strings.TrimSuffix(rule, "\n")})
+	t.found = append(t.found, Drift{Table: t.name, Kind: kind, Chain: chain, Rule: strings.TrimSuffix(rule, "\n")})
 }
 
 // chains compares two ordered lists.

@@ -60,7 +60,7 @@ func (p *places) look(read *iptables.Ruleset, first bool, now time.Time) (list [
 			}
 			if !atStart {
 				for _, rule := range fresh {
-					list = append(list, iptables.Drift{Table: table, Kind: iptables.JumpDisplaced, Chain: builtin, Rule: rule[:len(rule)-1]})
+					list = append(list, iptables.Drift{Table: table, Kind: iptables.JumpDisplaced, Chain: builtin, Rule: rule[:len(rule)-1], Left: !movable || contested})
 				}
 			}
 			if movable && !contested {
