@@ -40,7 +40,7 @@ const (
 
 // nftBuffer is the size of the receive buffer in bytes. A rule takes up to 1 KiB of it; what does not fit is lost, and then
 // everything is read back, as it is after a change of so many rules anyway.
-const nftBuffer = 1 << 20
+var nftBuffer = 1 << 20
 
 func (b *Backend) openNFTWatch() (*Watch, error) {
 	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, groupNFTables)
