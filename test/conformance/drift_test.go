@@ -20,7 +20,7 @@ func TestDrift(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		s.restoreForeign(t)
 		s.put(web(10), lab.Ready(s.p1), lab.Ready(s.p3))
-		s.startOn(t, lab.AgentOptions{Flags: append(forwarding, "--iptables-sync-period=1h")}, s.n1)
+		s.start(t, lab.AgentOptions{Flags: append(forwarding, "--iptables-sync-period=1h")})
 		rules := s.saveBoth(t)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			nat, err := s.n1.Save(s.backend, f, "nat")
