@@ -58,6 +58,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	announceBackend(backend)
+	warnOfLeftovers(ctx, backend.Name)
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -91,6 +92,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	s = newStatus(parts, o.Config.SyncPeriod)
+	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
@@ -163,6 +165,18 @@ func announceBackend(b *netfilter.Backend) {
 		klog.InfoS("An address family is left out, the other is served", "family", f, "reason", reason)
 	}
 	for _, w := range b.Warnings {
+		klog.InfoS("Warning", "detail", w)
+	}
+}
+
+// warnOfLeftovers says what of kube-proxy in another mode acts on the same packets.
+func warnOfLeftovers(ctx context.Context, backend string) {
+	left, err := netfilter.FindLeftovers(ctx, backend)
+	if err != nil {
+		klog.InfoS("Whether a kube-proxy in another mode left something can't be told", "reason", err)
+		return
+	}
+	for _, w := range left.Warnings() {
 		klog.InfoS("Warning", "detail", w)
 	}
 }

@@ -80,11 +80,16 @@ func (w *world) likeKubeProxyAlone(t *testing.T, m mode, when string) {
 	}
 }
 
+// shared is what kubelet has as well, so that nobody may take it away: kube-proxy makes it in IPv6 too, where it has no rule.
+var shared = []string{"filter :KUBE-FIREWALL - [0:0]", "filter -A INPUT -j KUBE-FIREWALL", "filter -A OUTPUT -j KUBE-FIREWALL"}
+
 // likeRendered waits until the node's rules are those that fairway renders.
 func (w *world) likeRendered(t *testing.T, m mode, when string) {
 	t.Helper()
 	for _, f := range cluster.Families {
-		want := w.rendered(t, m, f)
+		want := append(w.rendered(t, m, f), shared...)
+		slices.Sort(want)
+		want = slices.Compact(want)
 		sameRules(t, fmt.Sprintf("%s, %s", when, f), func() []string { return w.kubeRules(t, m.node, m.backend, f) }, func() []string { return want })
 	}
 }
@@ -169,6 +174,7 @@ type traffic struct {
 	probes  []probe
 	probers []*lab.Prober
 	astray  *lab.Capture
+	start   time.Time
 }
 
 func (w *world) traffic(t *testing.T, m mode) *traffic {
@@ -184,6 +190,7 @@ func (w *world) traffic(t *testing.T, m mode) *traffic {
 		ok(t, err)
 		l.probers = append(l.probers, prober)
 	}
+	l.start = time.Now()
 	time.Sleep(time.Second)
 	return l
 }
@@ -195,7 +202,7 @@ func (l *traffic) check(t *testing.T, when string) {
 		l.judge(t, when, p, l.probers[i].Report())
 	}
 	if n := l.astray.Count(); n > 0 {
-		t.Errorf("%s: %d packets to ClusterIPs went to the router", when, n)
+		t.Errorf("%s: %d packets to ClusterIPs went to the router: %v", when, n, l.astray.Packets()[:min(n, 10)])
 	}
 }
 
@@ -217,6 +224,7 @@ func (l *traffic) judge(t *testing.T, when string, p probe, r lab.Report) {
 		failed = r.Attempts - r.Failures[lab.Refused]
 	}
 	if failed > 0 || r.Attempts < p.rate || len(r.Names) < p.names || len(r.Names) > p.most {
-		t.Errorf("%s, %s: %d went wrong: %v, answers %v", when, p.name, failed, r, r.Names)
+		t.Errorf("%s, %s: %d went wrong, from %s to %s after the start: %v, answers %v", when, p.name, failed,
+			r.FirstFailure.Sub(l.start), r.LastFailure.Sub(l.start), r, r.Names)
 	}
 }

@@ -117,8 +117,9 @@ func (w *world) connectPods(t *testing.T) {
 	t.Helper()
 	for _, name := range served {
 		pod := w.Pod(podName(name, 0))
-		for _, p := range []lab.Proto{lab.TCP, lab.UDP} {
-			_, err := pod.Serve(lab.Server{Name: pod.Name, Proto: p, Port: 8080})
+		for _, s := range []lab.Server{{Proto: lab.TCP, Port: webTarget}, {Proto: lab.TCP, Port: localTarget}, {Proto: lab.TCP, Port: stickyTarget}, {Proto: lab.UDP, Port: dnsTarget}} {
+			s.Name = pod.Name
+			_, err := pod.Serve(s)
 			ok(t, err)
 		}
 		for _, other := range w.Topology.Nodes {
@@ -135,6 +136,9 @@ func (w *world) connectPods(t *testing.T) {
 // The Services. All have both families; ClusterIPs end in the same number.
 const (
 	webIP, dnsIP, localIP, stickyIP, emptyIP, sourcesIP = 10, 11, 12, 13, 14, 15
+
+	// Each has servers of its own: two connections of one client to the same server by two Services may have the same ports.
+	webTarget, dnsTarget, localTarget, stickyTarget = 8080, 8053, 8081, 8082
 
 	webNodePort, dnsNodePort, localNodePort, emptyNodePort = 30080, 30053, 30081, 30082
 	// crowd is how many more Services there are of two kinds, so that the agent's chains are those of a large cluster.
@@ -163,11 +167,11 @@ func services() (list []*corev1.Service, endpoints map[string]bool) {
 		list = append(list, s)
 		return s
 	}
-	add(service("web", webIP, lab.TCPPort("http", 80, 8080)), true, webNodePort)
-	add(service("dns", dnsIP, lab.UDPPort("dns", 53, 8080)), true, dnsNodePort)
-	local := add(service("local", localIP, lab.TCPPort("", 80, 8080)), true, localNodePort)
+	add(service("web", webIP, lab.TCPPort("http", 80, webTarget)), true, webNodePort)
+	add(service("dns", dnsIP, lab.UDPPort("dns", 53, dnsTarget)), true, dnsNodePort)
+	local := add(service("local", localIP, lab.TCPPort("", 80, localTarget)), true, localNodePort)
 	local.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
-	sticky := add(service("sticky", stickyIP, lab.TCPPort("", 80, 8080)), true, 0)
+	sticky := add(service("sticky", stickyIP, lab.TCPPort("", 80, stickyTarget)), true, 0)
 	sticky.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 	add(service("empty", emptyIP, lab.TCPPort("", 80, 8080)), false, emptyNodePort)
 	sources := add(service("sources", sourcesIP, lab.TCPPort("", 80, 8080)), true, 0)
