@@ -1,8 +1,10 @@
 package takeover
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -15,16 +17,15 @@ import (
 // patience bounds what a busy machine may take.
 const patience = time.Minute
 
-// coexist is how long both proxies run beside each other under load, several of their periods.
-const coexist = 6 * time.Second
-
 // TestRunningKubeProxy: fairway starts beside a running kube-proxy, kube-proxy stops, what it left is removed; and the same
 // the other way round. No connection and no datagram fails, and each time the chains are exactly those of who is left.
 func TestRunningKubeProxy(t *testing.T) {
 	w := newWorld(t)
+	t.Run("nothing there", w.planOnEmptyNode)
 	for _, m := range []mode{legacy, nft} {
 		t.Run(m.name, func(t *testing.T) { w.thereAndBack(t, m) })
 	}
+	t.Run(nftables.name, w.fromNFTables)
 }
 
 func (w *world) thereAndBack(t *testing.T, m mode) {
@@ -32,34 +33,199 @@ func (w *world) thereAndBack(t *testing.T, m mode) {
 	alone := w.startKubeProxy(t, freshName(m.node), m)
 	w.works(t, m)
 	w.likeKubeProxyAlone(t, m, "before")
+	w.planned(t, m, fmt.Sprintf("pid %d in iptables mode (by --proxy-mode)", kubeProxy.PID()), "replace KUBE-SERVICES", "remove KUBE-SEP-", "add KUBE-SVC-10.96.0.",
+		"fairway takeover: remove 3 IPv6 chains by which kube-proxy notices a flush from iptables-"+m.name)
 
 	load := w.traffic(t, m)
 	agent := w.startAgent(t, m)
 	w.hasRulesOfFairway(t, m)
-	time.Sleep(coexist)
 	w.peaceful(t, m)
 	load.check(t, "fairway beside kube-proxy")
+	w.refused(t, m, fmt.Sprintf("kube-proxy still runs: pid %d", kubeProxy.PID()))
 	end(t, kubeProxy)
 	ok(t, agent.WaitReady(patience))
-	out, err := w.fairway(t, m, "takeover")
-	t.Logf("fairway takeover:\n%s", out)
-	ok(t, err)
+	w.succeeds(t, m, "takeover")
 	w.likeRendered(t, m, "taken over")
+	w.succeeds(t, m, "takeover")
+	w.refused(t, m, "an agent of fairway still runs", "--back")
 	load.end(t, "taken over")
 
 	load = w.traffic(t, m)
 	kubeProxy = w.startKubeProxy(t, m.node, m)
-	time.Sleep(coexist)
+	w.hasCanaries(t, m)
 	w.peaceful(t, m)
 	load.check(t, "kube-proxy beside fairway")
 	ok(t, agent.Stop(soon))
-	out, err = w.fairway(t, m, "takeover", "--back")
-	t.Logf("fairway takeover --back:\n%s", out)
-	ok(t, err)
+	w.succeeds(t, m, "takeover", "--back")
 	w.likeKubeProxyAlone(t, m, "given back")
 	load.end(t, "given back")
 	end(t, kubeProxy)
 	end(t, alone)
+	w.refused(t, m, "no kube-proxy runs", "--back")
+	w.refused(t, m, "/readyz does not say that fairway's rules are in the kernel")
+}
+
+// fromNFTables: kube-proxy in nftables mode has tables of its own, which stay when it stops. A connection is translated by whose
+// table was made later, here fairway's, and by fairway's alone when the tables of kube-proxy have gone.
+func (w *world) fromNFTables(t *testing.T) {
+	m := nftables
+	kubeProxy := w.startKubeProxy(t, m.node, m)
+	w.works(t, m)
+	w.planned(t, m, fmt.Sprintf("pid %d in nftables mode", kubeProxy.PID()), "add KUBE-SERVICES",
+		"fairway takeover: remove the nftables table ip kube-proxy", "fairway takeover: remove the nftables table ip6 kube-proxy")
+
+	load := w.traffic(t, m)
+	agent := w.startAgent(t, m)
+	w.hasRulesOfFairway(t, m)
+	load.check(t, "fairway beside kube-proxy")
+	for _, f := range cluster.Families {
+		translates(t, w.Node(m.node), f)
+	}
+	w.refused(t, m, fmt.Sprintf("kube-proxy still runs: pid %d in nftables mode", kubeProxy.PID()))
+	end(t, kubeProxy)
+	ok(t, agent.WaitReady(patience))
+	if tables := w.nftTables(t, m); !strings.Contains(tables, "table ip kube-proxy") || !strings.Contains(tables, "table ip6 kube-proxy") {
+		t.Errorf("before the takeover the tables are\n%s", tables)
+	}
+	w.succeeds(t, m, "takeover")
+	if tables := w.nftTables(t, m); strings.Contains(tables, "kube-proxy") {
+		t.Errorf("after the takeover the tables are\n%s", tables)
+	}
+	w.likeRendered(t, m, "taken over")
+	load.end(t, "taken over")
+	if log := agent.Output(); !strings.Contains(log, "nftables table ip kube-proxy") {
+		t.Error("the agent's log does not name the table of kube-proxy")
+	}
+
+	// The way back: kube-proxy removes the rules of iptables before it makes its own, and the agent puts them back for as long as it
+	// runs. How long nothing is served is kube-proxy's affair.
+	kubeProxy = w.startKubeProxy(t, m.node, m)
+	ok(t, lab.Eventually(patience, func() error {
+		if tables := w.nftTables(t, m); !strings.Contains(tables, "table ip6 kube-proxy") {
+			return fmt.Errorf("kube-proxy has made no tables: %s", tables)
+		}
+		return nil
+	}))
+	ok(t, agent.Stop(soon))
+	w.refused(t, m, "fairway cleanup removes fairway's", "--back")
+	w.works(t, m)
+	load = w.traffic(t, m)
+	w.succeeds(t, m, "cleanup")
+	for _, f := range cluster.Families {
+		if left := missing(w.kubeRules(t, m.node, m.backend, f), shared); len(left) > 0 && f == cluster.IPv6 {
+			t.Errorf("given back, %s has\n%s", f, strings.Join(left, "\n"))
+		}
+	}
+	load.end(t, "given back")
+	end(t, kubeProxy)
+}
+
+// planOnEmptyNode: where nothing was, looking makes nothing either.
+func (w *world) planOnEmptyNode(t *testing.T) {
+	m := nftables
+	m.node = freshName(nftablesNode)
+	w.planned(t, m, "No kube-proxy runs here", "add KUBE-SERVICES", "There is nothing left for fairway takeover to remove")
+}
+
+// planned fails the test unless the plan says all this, in both formats as far as they have it, and has changed nothing.
+func (w *world) planned(t *testing.T, m mode, says ...string) {
+	t.Helper()
+	before := w.kernel(t, m)
+	flags := append([]string{"takeover", "--plan", "--kubeconfig=" + w.cp.Kubeconfig, "--iptables-backend=" + string(m.backend)}, w.clusterFlags(m)...)
+	text, err := w.fairway(t, m, flags...)
+	ok(t, err)
+	t.Logf("fairway takeover --plan:\n%s", text)
+	data, err := w.fairway(t, m, append(flags, "-o=json")...)
+	ok(t, err)
+	for _, s := range says {
+		if !strings.Contains(text, s) {
+			t.Errorf("the plan does not say %q", s)
+		}
+	}
+	var p struct {
+		IPTables string
+		Changes  []struct{ Family, Table string }
+	}
+	if err := json.Unmarshal([]byte(data), &p); err != nil || p.IPTables != string(m.backend) || len(p.Changes) != 4 {
+		t.Errorf("the plan as JSON: %v\n%s", err, data)
+	}
+	if after := w.kernel(t, m); after != before {
+		t.Errorf("planning has changed the kernel from\n%s\nto\n%s", before, after)
+	}
+}
+
+var counted = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+
+// kernel is all of the rules of a node, of both kinds of iptables and of nftables, without counters.
+func (w *world) kernel(t *testing.T, m mode) string {
+	t.Helper()
+	node := w.Node(m.node)
+	rules, err := node.Run("nft", "list", "ruleset")
+	ok(t, err)
+	all := counted.ReplaceAllString(rules, "counter")
+	for _, f := range cluster.Families {
+		for _, b := range lab.Backends {
+			text, err := node.Save(b, f, "")
+			ok(t, err)
+			all += text
+		}
+	}
+	return all
+}
+
+// nftTables are the nftables tables of a node.
+func (w *world) nftTables(t *testing.T, m mode) string {
+	t.Helper()
+	tables, err := w.Node(m.node).Run("nft", "list", "tables")
+	ok(t, err)
+	return tables
+}
+
+// succeeds runs a command of fairway.
+func (w *world) succeeds(t *testing.T, m mode, args ...string) {
+	t.Helper()
+	out, err := w.fairway(t, m, args...)
+	t.Logf("fairway %s:\n%s", strings.Join(args, " "), out)
+	ok(t, err)
+}
+
+// refused fails the test unless fairway takeover with these flags refuses and says why, and changes nothing.
+func (w *world) refused(t *testing.T, m mode, why string, flags ...string) {
+	t.Helper()
+	before := w.kernel(t, m)
+	out, err := w.fairway(t, m, append([]string{"takeover"}, flags...)...)
+	if err == nil || !strings.Contains(out, why) {
+		t.Errorf("fairway takeover %s: %v, expected a refusal with %q:\n%s", strings.Join(flags, " "), err, why, out)
+	}
+	if after := w.kernel(t, m); after != before {
+		t.Errorf("a refused takeover has changed the kernel from\n%s\nto\n%s", before, after)
+	}
+}
+
+// translates waits until fairway's rules have translated connections.
+func translates(t *testing.T, n *lab.Node, f cluster.Family) {
+	t.Helper()
+	first := regexp.MustCompile(`(?m)^ *[1-9]\d* +\d+ KUBE-SVC-`)
+	ok(t, lab.Eventually(patience, func() error {
+		out, err := n.Run(lab.Tool(lab.NFT, f, ""), "-t", "nat", "-nvxL", "KUBE-SERVICES")
+		if err == nil && !first.MatchString(out) {
+			err = fmt.Errorf("%s: no connection was translated by KUBE-SERVICES:\n%s", f, out)
+		}
+		return err
+	}))
+}
+
+// hasCanaries waits for the chain that kube-proxy makes first.
+func (w *world) hasCanaries(t *testing.T, m mode) {
+	t.Helper()
+	for _, f := range cluster.Families {
+		ok(t, lab.Eventually(patience, func() error {
+			if _, found := slices.BinarySearch(w.kubeRules(t, m.node, m.backend, f), "filter :KUBE-PROXY-CANARY - [0:0]"); !found {
+				return fmt.Errorf("%s: kube-proxy has no canary", f)
+			}
+			return nil
+		}))
+	}
 }
 
 // end stops a kube-proxy, which handles no signal.
@@ -107,16 +273,25 @@ func (w *world) hasRulesOfFairway(t *testing.T, m mode) {
 	}
 }
 
-// peaceful fails the test when the rules go on changing while both proxies run and the cluster stays as it is.
+// peaceful waits until the rules have not changed for a while, with both proxies running and the cluster as it is.
 func (w *world) peaceful(t *testing.T, m mode) {
 	t.Helper()
-	for _, f := range cluster.Families {
-		before := w.kubeRules(t, m.node, m.backend, f)
-		time.Sleep(2 * time.Second)
-		after := w.kubeRules(t, m.node, m.backend, f)
-		if more, less := missing(after, before), missing(before, after); len(more)+len(less) > 0 {
-			t.Errorf("%s: rules change while nothing does, more:\n%s\nless:\n%s", f, strings.Join(more, "\n"), strings.Join(less, "\n"))
+	all := func() (rules []string) {
+		for _, f := range cluster.Families {
+			rules = append(rules, w.kubeRules(t, m.node, m.backend, f)...)
 		}
+		return rules
+	}
+	err := lab.Eventually(patience, func() error {
+		before := all()
+		time.Sleep(3 * period)
+		if after := all(); !slices.Equal(before, after) {
+			return fmt.Errorf("rules go on changing: before\n%s\nand then\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

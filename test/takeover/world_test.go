@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -266,8 +267,11 @@ func (w *world) writeManifests(ctx context.Context) error {
 	return os.WriteFile(w.manifests, []byte(text.String()), 0o600)
 }
 
-// fast makes kube-proxy look after itself sooner than every 30 s, so that a test need not wait as long.
-var fast = []string{"--iptables-sync-period=2s", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"}
+// period is how often each proxy looks after its rules, instead of every 30 s.
+const period = time.Second
+
+// fast makes both look after their rules sooner, so that a test need not wait as long.
+var fast = []string{"--iptables-sync-period=" + period.String(), "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"}
 
 // startKubeProxy starts kube-proxy on a machine, for the Node of its mode.
 func (w *world) startKubeProxy(t *testing.T, on string, m mode) *lab.Process {
