@@ -39,12 +39,15 @@ type mode struct {
 	backend lab.Backend
 	// proxyMode is kube-proxy's --proxy-mode.
 	proxyMode string
+	// stickyTo is to how many endpoints the clients of a Service with affinity get in all: kube-proxy in nftables mode remembers them
+	// in sets of its own.
+	stickyTo int
 }
 
 var (
-	legacy   = mode{"legacy", legacyNode, lab.Legacy, "iptables"}
-	nft      = mode{"nft", nftNode, lab.NFT, "iptables"}
-	nftables = mode{"nftables", nftablesNode, lab.NFT, "nftables"}
+	legacy   = mode{"legacy", legacyNode, lab.Legacy, "iptables", 1}
+	nft      = mode{"nft", nftNode, lab.NFT, "iptables", 1}
+	nftables = mode{"nftables", nftablesNode, lab.NFT, "nftables", 2}
 )
 
 const clusterCIDRs = "10.244.0.0/16,fd00:10:244::/48"
