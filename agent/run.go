@@ -58,7 +58,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	announceBackend(backend)
-	warnOfLeftovers(ctx, backend.Name)
+	warnOfOtherModes()
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -169,14 +169,13 @@ func announceBackend(b *netfilter.Backend) {
 	}
 }
 
-// warnOfLeftovers says what of kube-proxy in another mode acts on the same packets.
-func warnOfLeftovers(ctx context.Context, backend string) {
-	left, err := netfilter.FindLeftovers(ctx, backend)
+// warnOfOtherModes says what of a kube-proxy in another mode acts on the same packets.
+func warnOfOtherModes() {
+	list, err := netfilter.OtherModes()
 	if err != nil {
-		klog.InfoS("Whether a kube-proxy in another mode left something can't be told", "reason", err)
-		return
+		klog.InfoS("Whether there is something of a kube-proxy in another mode can't be told", "reason", err)
 	}
-	for _, w := range left.Warnings() {
+	for _, w := range list {
 		klog.InfoS("Warning", "detail", w)
 	}
 }

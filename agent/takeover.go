@@ -54,9 +54,6 @@ func Takeover(ctx context.Context, o TakeoverOptions, out io.Writer) error {
 			return err
 		}
 	}
-	for _, remark := range left.Remarks() {
-		fmt.Fprintln(out, "#", remark)
-	}
 	if keepIPVS {
 		return fmt.Errorf("%d connections still go through IPVS and would end: its virtual services, interface and ipsets stay; run this again later, or with --end-ipvs-connections", left.EstablishedIPVS())
 	}
@@ -161,7 +158,7 @@ const (
 
 // GiveBack hands the rules over to a kube-proxy in iptables mode that runs, after the agent has stopped: kube-proxy writes everything
 // anew, and what it does not sweep of ours goes. Until then what is there goes on working.
-func GiveBack(ctx context.Context, out io.Writer) error {
+func GiveBack(ctx context.Context, o TakeoverOptions, out io.Writer) error {
 	n, err := findNeighbours("/proc")
 	switch {
 	case err != nil:
@@ -170,6 +167,9 @@ func GiveBack(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("an agent of fairway still runs (pid %s) and would take the rules back: stop it first", pids(n.agents))
 	case len(n.kubeProxies) == 0 && !n.partial:
 		return errors.New("no kube-proxy runs: start it first; fairway's rules are left in place until then (fairway cleanup removes them)")
+	}
+	if _, err := askAgent(ctx, o.Config.HealthzBindAddress); err == nil {
+		return errors.New("an agent of fairway still answers at /readyz and would take the rules back: stop it first")
 	}
 	for _, p := range n.kubeProxies {
 		if p.Mode == "nftables" || p.Mode == "ipvs" {

@@ -45,8 +45,15 @@ type PlannedChange struct {
 	Removed      []string `json:"removed"`
 	JumpsAdded   []string `json:"jumpsAdded"`
 	JumpsRemoved []string `json:"jumpsRemoved"`
+}
 
-	summary string
+// summary counts what changes.
+func (c PlannedChange) summary() string {
+	if len(c.Added)+len(c.Replaced)+len(c.Removed)+len(c.JumpsAdded)+len(c.JumpsRemoved) == 0 {
+		return "nothing"
+	}
+	return fmt.Sprintf("%d chains added, %d replaced, %d removed; %d jumps added, %d removed",
+		len(c.Added), len(c.Replaced), len(c.Removed), len(c.JumpsAdded), len(c.JumpsRemoved))
 }
 
 // PlanTakeover looks at the node and at the cluster, and changes nothing. The cluster is read from files of manifests when there
@@ -68,7 +75,7 @@ func PlanTakeover(ctx context.Context, o Options, files []string) (*TakeoverPlan
 	if err != nil {
 		return nil, err
 	}
-	p := &TakeoverPlan{IPTables: b.Name, Why: b.Why, KubeProxies: n.kubeProxies, Remarks: append(left.Remarks(), left.Warnings()...)}
+	p := &TakeoverPlan{IPTables: b.Name, Why: b.Why, KubeProxies: n.kubeProxies, Remarks: left.Remarks()}
 	if n.partial {
 		p.Remarks = append(p.Remarks, "this is not the host's PID namespace: a kube-proxy may run without being seen here")
 	}
@@ -102,7 +109,7 @@ func (p *TakeoverPlan) compare(ctx context.Context, b *netfilter.Backend, s *clu
 			continue
 		}
 		for _, c := range iptables.Changes(have[i], plan.Services[i].Rules) {
-			p.Changes = append(p.Changes, PlannedChange{f.String(), c.Table, c.Added, c.Replaced, c.Removed, c.JumpsAdded, c.JumpsRemoved, c.String()})
+			p.Changes = append(p.Changes, PlannedChange{f.String(), c.Table, c.Added, c.Replaced, c.Removed, c.JumpsAdded, c.JumpsRemoved})
 		}
 	}
 	return nil
@@ -207,7 +214,7 @@ func (p *TakeoverPlan) text() string {
 	b.WriteString("\n")
 	step("Start fairway's agent. It keeps %d routes to other nodes' pods (fairway render -o routes), and in iptables-%s it changes", p.Routes, p.IPTables)
 	for _, c := range p.Changes {
-		fmt.Fprintf(&b, "     %s %s: %s\n", c.Family, c.Table, c.summary)
+		fmt.Fprintf(&b, "     %s %s: %s\n", c.Family, c.Table, c.summary())
 		for _, list := range []struct {
 			verb  string
 			lines []string

@@ -149,7 +149,7 @@ With --back it hands the rules over to a running kube-proxy in iptables mode, af
 		o.Config = config
 		switch {
 		case *back:
-			return agent.GiveBack(cmd.Context(), cmd.OutOrStdout())
+			return agent.GiveBack(cmd.Context(), o, cmd.OutOrStdout())
 		case !*plan:
 			return agent.Takeover(cmd.Context(), o, cmd.OutOrStdout())
 		}

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -27,6 +26,7 @@ type Saved struct {
 type savedTable struct {
 	name          string
 	chains, rules []string
+	builtin       map[string]bool
 }
 
 // ParseSaved reads what iptables-save printed. It is an error when iptables-nft says that it can't show a table of ours.
@@ -38,7 +38,7 @@ func ParseSaved(save string) (*Saved, error) {
 			return nil, UnshownError(name)
 		}
 		if strings.HasPrefix(line, "*") {
-			s.tables = append(s.tables, savedTable{name: line[1:]})
+			s.tables = append(s.tables, savedTable{name: line[1:], builtin: map[string]bool{}})
 			continue
 		}
 		if len(s.tables) == 0 || line == "" {
@@ -47,8 +47,9 @@ func ParseSaved(save string) (*Saved, error) {
 		t := &s.tables[len(s.tables)-1]
 		switch line[0] {
 		case ':':
-			name, _, _ := strings.Cut(line[1:], " ")
+			name, policy, _ := strings.Cut(line[1:], " ")
 			t.chains = append(t.chains, name)
+			t.builtin[name] = !strings.HasPrefix(policy, "-")
 		case '-':
 			t.rules = append(t.rules, line)
 		}
@@ -56,48 +57,81 @@ func ParseSaved(save string) (*Saved, error) {
 	return s, nil
 }
 
-// Chains returns the chains that are picked, each as "table chain".
+// Chains returns the chains that are picked and that Removal has something to do about, each as "table chain".
 func (s *Saved) Chains(pick func(table, chain string) bool) (names []string) {
-	for _, t := range s.tables {
-		for _, c := range t.chains {
-			if pick(t.name, c) {
-				names = append(names, t.name+" "+c)
-			}
+	for i := range s.tables {
+		t := &s.tables[i]
+		for _, c := range t.removal(pick).chains {
+			names = append(names, t.name+" "+c)
 		}
 	}
 	return names
 }
 
-// Removal returns what removes the chains that are picked, and every rule that leads to one of them.
+// Removal returns what removes the chains that are picked, and every rule of kube-proxy's that leads to one of them. A chain that
+// somebody else's rule leads to is emptied but stays.
 func (s *Saved) Removal(pick func(table, chain string) bool) *Restore {
 	r := &Restore{}
-	for _, t := range s.tables {
-		var doomed []string
-		for _, c := range t.chains {
-			if pick(t.name, c) {
-				doomed = append(doomed, c)
-			}
-		}
-		if len(doomed) == 0 {
+	for i := range s.tables {
+		t := &s.tables[i]
+		m := t.removal(pick)
+		if len(m.chains) == 0 {
 			continue
 		}
-		slices.Sort(doomed)
 		r.line("*", t.name)
-		for _, c := range doomed {
+		for _, c := range m.chains {
 			r.line(":", c, " - [0:0]")
 		}
-		for _, rule := range t.rules {
-			if slices.Contains(doomed, target(rule)) && !slices.Contains(doomed, chainOf(rule)) {
-				r.line("-D ", strings.TrimPrefix(rule, "-A "))
+		for _, rule := range m.rules {
+			r.line("-D ", strings.TrimPrefix(rule, "-A "))
+		}
+		for _, c := range m.chains {
+			if !m.kept[c] {
+				r.line("-X ", c)
 			}
 		}
-		for _, c := range doomed {
-			r.line("-X ", c)
-		}
 		r.line("COMMIT")
-		r.chains += len(doomed)
+		r.chains += len(m.chains)
 	}
 	return r
+}
+
+// A removal is what is removed from a table: chains, of which those that are kept are only emptied, and rules elsewhere.
+type removal struct {
+	chains, rules []string
+	kept          map[string]bool
+}
+
+func (t *savedTable) removal(pick func(table, chain string) bool) (m removal) {
+	m.kept = map[string]bool{}
+	full := map[string]bool{}
+	for _, rule := range t.rules {
+		from, to := chainOf(rule), target(rule)
+		full[from] = true
+		switch {
+		case !pick(t.name, to) || pick(t.name, from):
+		case t.foreign(from, to):
+			m.kept[to] = true
+		default:
+			m.rules = append(m.rules, rule)
+		}
+	}
+	for _, c := range t.chains {
+		if pick(t.name, c) && (full[c] || !m.kept[c]) {
+			m.chains = append(m.chains, c)
+		}
+	}
+	slices.Sort(m.chains)
+	return m
+}
+
+// foreign tells whether a rule that leads to a chain of kube-proxy's is somebody else's: one of a chain that is not kube-proxy's, or
+// one that uses KUBE-MARK-MASQ.
+func (t *savedTable) foreign(from, to string) bool {
+	if t.builtin[from] {
+		return to == chainMarkMasq
+	}
+	return !Owned(t.name, from) && !OfIPVS(t.name, from)
 }
 
 // chainOf returns the chain that a rule stands in.
@@ -138,17 +172,6 @@ type TableChange struct {
 	Added, Replaced, Removed []string // chains
 	// JumpsAdded and JumpsRemoved are rules of built-in chains. One that changes its place is in both.
 	JumpsAdded, JumpsRemoved []string
-}
-
-// Empty tells that nothing changes.
-func (c TableChange) Empty() bool {
-	return len(c.Added)+len(c.Replaced)+len(c.Removed)+len(c.JumpsAdded)+len(c.JumpsRemoved) == 0
-}
-
-// String counts what changes.
-func (c TableChange) String() string {
-	return fmt.Sprintf("%d chains added, %d replaced, %d removed; %d jumps added, %d removed",
-		len(c.Added), len(c.Replaced), len(c.Removed), len(c.JumpsAdded), len(c.JumpsRemoved))
 }
 
 // Changes returns what [Diff] of the same would do, table by table, for people to read.

@@ -106,8 +106,8 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 	if len(first.Binaries) > 0 {
 		if other.chains > 0 {
 			first.Warnings = append(first.Warnings, fmt.Sprintf(
-				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them with fairway cleanup --iptables-backend %s",
-				second.Name, other.chains, second.Name))
+				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them by fairway takeover when no kube-proxy runs",
+				second.Name, other.chains))
 		}
 		if other.unread != nil {
 			first.Warnings = append(first.Warnings, fmt.Sprintf(

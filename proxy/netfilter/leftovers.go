@@ -36,6 +36,32 @@ func FindLeftovers(ctx context.Context, backend string) (*Leftovers, error) {
 	return newDetector().leftovers(ctx, backend)
 }
 
+// OtherModes returns sentences for the log of an agent that starts: what of a kube-proxy in nftables or IPVS mode acts on the packets
+// of Services beside it. It reads no rules.
+func OtherModes() (list []string, err error) {
+	tables, err := kubeProxyTables()
+	if err != nil {
+		return nil, err
+	}
+	_, link, err := ipvsAddrs()
+	if err != nil {
+		return nil, err
+	}
+	return warnings(tables, link), nil
+}
+
+func warnings(tables []cluster.Family, ipvs bool) (list []string) {
+	for _, f := range tables {
+		list = append(list, fmt.Sprintf("the nftables table %s %s of a kube-proxy in nftables mode acts at the same hooks: of it and iptables' nat table, "+
+			"what was made later translates a new connection first, and so decides; when that kube-proxy is stopped, its endpoints grow old: then remove it by fairway takeover", nftFamily(f), kubeProxyTable))
+	}
+	if ipvs {
+		list = append(list, ipvsLink+" of a kube-proxy in IPVS mode is there: iptables translates new connections before IPVS sees them; "+
+			"when that kube-proxy is stopped, remove what it left by fairway takeover")
+	}
+	return list
+}
+
 func (d *detector) leftovers(ctx context.Context, backend string) (*Leftovers, error) {
 	l := &Leftovers{Backend: backend}
 	var err error
@@ -161,26 +187,14 @@ func (s *ipvsState) steps() (steps []Step) {
 	return steps
 }
 
-// Remarks are sentences about what there is and no step removes.
+// Remarks are sentences about what acts beside an agent, and what no step removes.
 func (l *Leftovers) Remarks() (list []string) {
+	list = warnings(l.tables, l.ipvs.link)
 	if l.HasIPVS() && l.ipvs.others > 0 {
 		list = append(list, fmt.Sprintf("IPVS has %d virtual services at other addresses: node ports of kube-proxy or somebody else's; ipvsadm -Ln lists them", l.ipvs.others))
 	}
 	for _, err := range l.Unread {
 		list = append(list, "not looked at: "+err.Error())
-	}
-	return list
-}
-
-// Warnings are sentences for the log of an agent that starts: what of kube-proxy acts on the packets of Services beside it.
-func (l *Leftovers) Warnings() (list []string) {
-	for _, f := range l.tables {
-		list = append(list, fmt.Sprintf("the nftables table %s %s of a kube-proxy in nftables mode acts at the same hooks: of it and iptables' nat table, "+
-			"what was made later translates a new connection first, and so decides; when that kube-proxy is stopped, its endpoints grow old: then remove it by fairway takeover", nftFamily(f), kubeProxyTable))
-	}
-	if l.HasIPVS() {
-		list = append(list, fmt.Sprintf("there is something of a kube-proxy in IPVS mode (%s, virtual services or ipsets): iptables translates new connections before IPVS sees them; "+
-			"when that kube-proxy is stopped, remove it by fairway takeover", ipvsLink))
 	}
 	return list
 }

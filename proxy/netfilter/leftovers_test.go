@@ -42,7 +42,8 @@ COMMIT
 :KUBE-SERVICES - [0:0]
 :KUBE-SVC-AAAAAAAAAAAAAAAA - [0:0]
 -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--A HOUSE -j RETURN
+-A HOUSE -j KUBE-MARK-MASQ
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
 -A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-AAAAAAAAAAAAAAAA
 COMMIT
 `
@@ -94,8 +95,9 @@ func TestLeftovers(t *testing.T) {
 	if got := whats(steps); !sameTexts(got, want) {
 		t.Errorf("the steps are\n%s\nexpected\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if w := left.Warnings(); len(w) != 3 || !strings.Contains(w[0], "nftables table ip kube-proxy") || !strings.Contains(w[2], ipvsLink) {
-		t.Errorf("the warnings are %q", w)
+	w, err := OtherModes()
+	if err != nil || len(w) != 3 || !strings.Contains(w[0], "nftables table ip kube-proxy") || !strings.Contains(w[2], ipvsLink) || !reflect.DeepEqual(w, left.Remarks()) {
+		t.Errorf("the warnings are %q (%v), the remarks %q", w, err, left.Remarks())
 	}
 	if after := everything(t); after != before {
 		t.Errorf("looking has changed the kernel from\n%s\nto\n%s", before, after)
@@ -112,18 +114,18 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 	after := everything(t)
-	for _, gone := range []string{"CANARY", "IPVS", "NODE-PORT", "LOAD-BALANCER", "SOURCE-RANGES", "table ip kube-proxy", "table ip6 kube-proxy", "AAAAAAAAAAAAAAAA", "KUBE-CLUSTER-IP"} {
+	for _, gone := range []string{"CANARY", "IPVS", "NODE-PORT", "LOAD-BALANCER", "SOURCE-RANGES", "-A KUBE-MARK-MASQ", "table ip kube-proxy", "table ip6 kube-proxy", "AAAAAAAAAAAAAAAA", "KUBE-CLUSTER-IP"} {
 		if strings.Contains(after, gone) {
 			t.Errorf("%s is still there:\n%s", gone, after)
 		}
 	}
-	for _, stays := range []string{"table inet kube-proxy", ":HOUSE ", ":KUBE-SERVICES ", ":KUBE-MARK-MASQ ", ":KUBE-PROXY-FIREWALL ", ":KUBE-FIREWALL ", "KUBE-DST-OTHERS"} {
+	for _, stays := range []string{"table inet kube-proxy", ":HOUSE ", ":KUBE-SERVICES ", ":KUBE-MARK-MASQ ", ":KUBE-PROXY-FIREWALL ", ":KUBE-FIREWALL ", "-A HOUSE -j KUBE-MARK-MASQ", "KUBE-DST-OTHERS"} {
 		if !strings.Contains(after, stays) {
 			t.Errorf("%s has gone:\n%s", stays, after)
 		}
 	}
-	if left, err = FindLeftovers(ctx, NFT); err != nil || len(left.Steps(true)) != 0 || len(left.Warnings()) != 0 {
-		t.Errorf("afterwards there are still %q, %q (%v)", whats(left.Steps(true)), left.Warnings(), err)
+	if left, err = FindLeftovers(ctx, NFT); err != nil || len(left.Steps(true)) != 0 || len(left.Remarks()) != 0 {
+		t.Errorf("afterwards there are still %q, %q (%v)", whats(left.Steps(true)), left.Remarks(), err)
 	}
 }
 

@@ -225,6 +225,25 @@ func (w *world) createObjects(t *testing.T) {
 	ok(t, w.writeManifests(ctx))
 }
 
+// churn changes the cluster for a while, so that both proxies write at the same time. In the end everything is as it was. The endpoint
+// that comes and goes serves all the time.
+func (w *world) churn(t *testing.T) {
+	t.Helper()
+	ctx := context.Background()
+	all := w.cp.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault)
+	for i := range 10 {
+		for _, name := range []string{"web-ipv4", "web-ipv6", "more-1-ipv4", "more-1-ipv6"} {
+			slice, err := all.Get(ctx, name, metav1.GetOptions{})
+			ok(t, err)
+			last := &slice.Endpoints[len(slice.Endpoints)-1]
+			last.Conditions.Ready = new(i%2 == 1)
+			_, err = all.Update(ctx, slice, metav1.UpdateOptions{})
+			ok(t, err)
+		}
+		time.Sleep(period / 4)
+	}
+}
+
 func loadBalancerIP(f cluster.Family) string {
 	if f == cluster.IPv6 {
 		return "2001:db8::9"
