@@ -75,7 +75,7 @@ func PlanTakeover(ctx context.Context, o Options, files []string) (*TakeoverPlan
 	if err != nil {
 		return nil, err
 	}
-	p := &TakeoverPlan{IPTables: b.Name, Why: b.Why, KubeProxies: n.kubeProxies, Remarks: left.Remarks()}
+	p := &TakeoverPlan{IPTables: b.Name, Why: b.Why, KubeProxies: present(n.kubeProxies), Leftovers: []string{}, Notes: []printedNote{}, Remarks: present(left.Remarks())}
 	if n.partial {
 		p.Remarks = append(p.Remarks, "this is not the host's PID namespace: a kube-proxy may run without being seen here")
 	}
@@ -109,11 +109,15 @@ func (p *TakeoverPlan) compare(ctx context.Context, b *netfilter.Backend, s *clu
 			continue
 		}
 		for _, c := range iptables.Changes(have[i], plan.Services[i].Rules) {
-			p.Changes = append(p.Changes, PlannedChange{f.String(), c.Table, c.Added, c.Replaced, c.Removed, c.JumpsAdded, c.JumpsRemoved})
+			p.Changes = append(p.Changes, PlannedChange{f.String(), c.Table,
+				present(c.Added), present(c.Replaced), present(c.Removed), present(c.JumpsAdded), present(c.JumpsRemoved)})
 		}
 	}
 	return nil
 }
+
+// present makes an empty list of none, as JSON tells them apart.
+func present[T any](list []T) []T { return append([]T{}, list...) }
 
 // inspect is learn without a change to the kernel; it also returns the rules that there are.
 func inspect(ctx context.Context, b *netfilter.Backend) (facts Facts, have [2]*iptables.Ruleset, err error) {
