@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -44,7 +45,9 @@ func Takeover(ctx context.Context, o TakeoverOptions, out io.Writer) error {
 	}
 	keepIPVS := left.HasIPVS() && left.EstablishedIPVS() > 0 && !o.EndIPVS
 	steps := left.Steps(!keepIPVS)
-	fmt.Fprintf(out, "fairway's rules are in iptables-%s, and what kube-proxy left is %d things.\n", ready.IPTables, len(steps))
+	if len(steps) == 0 {
+		fmt.Fprintln(out, "There is nothing of kube-proxy's left to remove.")
+	}
 	for i, s := range steps {
 		if err := refuseToTake(o); s.Canaries && err != nil {
 			return err
@@ -53,6 +56,12 @@ func Takeover(ctx context.Context, o TakeoverOptions, out io.Writer) error {
 		if err := s.Do(ctx); err != nil {
 			return err
 		}
+	}
+	if left, err = netfilter.FindLeftovers(ctx, ready.IPTables); err != nil {
+		return err
+	}
+	for _, remark := range left.Remarks() {
+		fmt.Fprintln(out, "#", remark)
 	}
 	if keepIPVS {
 		return fmt.Errorf("%d connections still go through IPVS and would end: its virtual services, interface and ipsets stay; run this again later, or with --end-ipvs-connections", left.EstablishedIPVS())
@@ -185,9 +194,8 @@ func GiveBack(ctx context.Context, o TakeoverOptions, out io.Writer) error {
 	if err := h.Prompt(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "1. removed the chains by which kube-proxy notices a flush, so that it writes all of its rules: those of", h.Families())
-	err = waitUntil(ctx, h.Done)
-	if err != nil {
+	fmt.Fprintln(out, "1. removed the chains by which kube-proxy notices a flush, so that it writes all of its rules:", strings.Join(h.Families(), ", "))
+	if err := waitUntil(ctx, h.Done); err != nil {
 		return fmt.Errorf("kube-proxy does not write its rules anew: %w", err)
 	}
 	fmt.Fprintln(out, "2. kube-proxy has written them")

@@ -363,6 +363,12 @@ type traffic struct {
 
 func (w *world) traffic(t *testing.T, m mode) *traffic {
 	t.Helper()
+	// The kernel remembers for two minutes what it did not translate before there were rules, and does the same with a new
+	// connection that happens to come from the same port.
+	for _, f := range []string{"ipv4", "ipv6"} {
+		_, err := w.Node(m.node).Run("conntrack", "-F", "-f", f)
+		ok(t, err)
+	}
 	// A packet to a ClusterIP that no rule translates follows the node's default route.
 	astray, err := w.Router().Capture("eth0", func(p lab.Packet) bool {
 		return slices.ContainsFunc(w.Topology.ServiceCIDRs, func(r netip.Prefix) bool { return r.Contains(p.Dst.Addr()) })
