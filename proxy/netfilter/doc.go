@@ -16,5 +16,5 @@
 //
 // The package decides nothing about services and writes no rule text: package proxy and package proxy/iptables do.
 // It never touches a chain that iptables.Owned does not name, but for the rules of iptables.Shared, which it adds to
-// KUBE-FIREWALL where kubelet has not; and it looks at a backend that is not in use only in ways that create no table there. It does not log, and it starts no goroutine that outlives a call.
+// KUBE-FIREWALL where kubelet has not, and what an operator has it remove of kube-proxy's; and it looks at a backend that is not in use only in ways that create no table there. It does not log, and it starts no goroutine that outlives a call.
 package netfilter

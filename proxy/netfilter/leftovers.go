@@ -71,18 +71,24 @@ func (d *detector) leftovers(ctx context.Context, backend string) (*Leftovers, e
 	if l.ipvs, err = readIPVS("/proc/net"); err != nil {
 		return nil, err
 	}
+	l.saved, l.Unread = d.saveAll(ctx)
+	return l, nil
+}
+
+// saveAll reads both backends, as far as they can be read.
+func (d *detector) saveAll(ctx context.Context) (all []savedFamily, unread []error) {
 	for _, name := range []string{Legacy, NFT} {
 		b := d.find(ctx, name)
 		for _, f := range b.Families() {
 			s, err := b.saved(ctx, f)
 			if err != nil {
-				l.Unread = append(l.Unread, fmt.Errorf("%s of iptables-%s: %w", f, name, err))
+				unread = append(unread, fmt.Errorf("%s of iptables-%s: %w", f, name, err))
 				continue
 			}
-			l.saved = append(l.saved, savedFamily{b, f, s})
+			all = append(all, savedFamily{b, f, s})
 		}
 	}
-	return l, nil
+	return all, unread
 }
 
 // saved reads all tables of a family. It asks for none by name, which would create it.
@@ -206,17 +212,14 @@ type Handover struct {
 
 // FindHandover looks for the canaries of a kube-proxy. There is one of each family that it serves, in one backend.
 func FindHandover(ctx context.Context) (*Handover, error) {
-	l, err := FindLeftovers(ctx, "")
-	if err != nil {
-		return nil, err
-	}
+	all, unread := newDetector().saveAll(ctx)
 	h := &Handover{}
-	for _, s := range l.saved {
+	for _, s := range all {
 		if len(s.Chains(iptables.IsCanary)) > 0 {
 			h.saved = append(h.saved, s)
 		}
 	}
-	return h, errors.Join(l.Unread...)
+	return h, errors.Join(unread...)
 }
 
 // Families returns the families that kube-proxy has canaries in.

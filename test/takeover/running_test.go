@@ -25,6 +25,7 @@ func TestRunningKubeProxy(t *testing.T) {
 	for _, m := range []mode{legacy, nft} {
 		t.Run(m.name, func(t *testing.T) { w.thereAndBack(t, m) })
 	}
+	t.Run("other iptables", w.fromOtherBackend)
 	t.Run(nftables.name, w.fromNFTables)
 }
 
@@ -65,6 +66,36 @@ func (w *world) thereAndBack(t *testing.T, m mode) {
 	end(t, alone)
 	w.refused(t, m, "no kube-proxy runs", "--back")
 	w.refused(t, m, "/readyz does not say that fairway's rules are in the kernel")
+}
+
+// fromOtherBackend: besides the rules of kube-proxy in one iptables there are those that an earlier one left in the other, and act.
+func (w *world) fromOtherBackend(t *testing.T) {
+	m := nft
+	earlier := m
+	earlier.backend = lab.Legacy
+	kubeProxy := w.startKubeProxy(t, m.node, earlier)
+	w.hasCanaries(t, earlier)
+	w.works(t, m)
+	end(t, kubeProxy)
+	_, err := w.Node(m.node).Run("iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT") // kubelet's
+	ok(t, err)
+
+	load := w.traffic(t, m)
+	agent, err := w.Node(m.node).StartAgent(lab.AgentOptions{Flags: append([]string{"--kubeconfig=" + w.cp.Kubeconfig}, fast...)})
+	ok(t, err)
+	ok(t, agent.WaitReady(patience))
+	if log := agent.Output(); !strings.Contains(log, "iptables-legacy holds") {
+		t.Error("the agent's log does not name what is in the other iptables")
+	}
+	w.succeeds(t, m, "takeover")
+	w.likeRendered(t, m, "taken over")
+	for _, f := range cluster.Families {
+		if left := withoutShared(w.kubeRules(t, m.node, earlier.backend, f)); len(left) > 0 {
+			t.Errorf("taken over, the other iptables has for %s\n%s", f, strings.Join(left, "\n"))
+		}
+	}
+	load.end(t, "taken over")
+	ok(t, agent.Stop(soon))
 }
 
 // fromNFTables: kube-proxy in nftables mode has tables of its own, which stay when it stops. A connection is translated by whose
@@ -256,8 +287,7 @@ func (w *world) likeKubeProxyAlone(t *testing.T, m mode, when string) {
 	}
 }
 
-// likeRendered waits until the node's rules are those that fairway renders. KUBE-FIREWALL is kubelet's as well, so nobody takes it
-// away; kube-proxy in iptables mode makes it in IPv6, too, where no rule is in it.
+// likeRendered waits until the node's rules are those that fairway renders.
 func (w *world) likeRendered(t *testing.T, m mode, when string) {
 	t.Helper()
 	for _, f := range cluster.Families {
@@ -266,8 +296,12 @@ func (w *world) likeRendered(t *testing.T, m mode, when string) {
 	}
 }
 
+// withoutShared leaves out what kubelet has. KUBE-FIREWALL is kube-proxy's as well, which makes it in IPv6, too, where no rule is in it;
+// nobody takes it away.
 func withoutShared(lines []string) []string {
-	return slices.DeleteFunc(lines, func(s string) bool { return strings.Contains(s, "KUBE-FIREWALL") })
+	return slices.DeleteFunc(lines, func(s string) bool {
+		return strings.Contains(s, "KUBE-FIREWALL") || strings.Contains(s, "KUBE-IPTABLES-HINT")
+	})
 }
 
 // hasRulesOfFairway waits for a chain that only fairway makes. Until kube-proxy has gone, it has the port of /readyz.
