@@ -130,7 +130,7 @@ func (l *Leftovers) Steps(ipvs bool) (steps []Step) {
 	}
 	for _, s := range l.saved {
 		if s.backend.Name != l.Backend {
-			steps = append(steps, s.steps("of Services, which the agent has in iptables-"+l.Backend, iptables.Owned)...)
+			steps = append(steps, s.steps("of Services, beside those of the agent in iptables-"+l.Backend+",", iptables.Owned)...)
 		}
 	}
 	for _, s := range l.saved {

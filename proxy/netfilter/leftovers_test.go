@@ -85,7 +85,7 @@ func TestLeftovers(t *testing.T) {
 	want := []string{
 		"remove the nftables table ip kube-proxy of kube-proxy in nftables mode",
 		"remove the nftables table ip6 kube-proxy of kube-proxy in nftables mode",
-		"remove 3 IPv4 chains of Services, which the agent has in iptables-nft from iptables-legacy: nat KUBE-MARK-MASQ, nat KUBE-SERVICES, nat KUBE-SVC-AAAAAAAAAAAAAAAA",
+		"remove 3 IPv4 chains of Services, beside those of the agent in iptables-nft, from iptables-legacy: nat KUBE-MARK-MASQ, nat KUBE-SERVICES, nat KUBE-SVC-AAAAAAAAAAAAAAAA",
 		"remove 4 IPv4 chains of kube-proxy in IPVS mode from iptables-nft: filter KUBE-IPVS-FILTER, filter KUBE-NODE-PORT, filter KUBE-SOURCE-RANGES-FIREWALL, nat KUBE-LOAD-BALANCER",
 		"remove the interface kube-ipvs0 with its 0 addresses",
 		"destroy the ipsets KUBE-CLUSTER-IP, KUBE-6-LOAD-BALANCER-SOURCE-CID",

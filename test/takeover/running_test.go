@@ -74,7 +74,14 @@ func (w *world) fromOtherBackend(t *testing.T) {
 	earlier := m
 	earlier.backend = lab.Legacy
 	kubeProxy := w.startKubeProxy(t, m.node, earlier)
-	w.hasCanaries(t, earlier)
+	for _, f := range cluster.Families {
+		ok(t, lab.Eventually(patience, func() error {
+			if rules := strings.Join(w.kubeRules(t, m.node, earlier.backend, f), "\n"); !strings.Contains(rules, "-j DNAT") {
+				return fmt.Errorf("%s: kube-proxy has not written its rules", f)
+			}
+			return nil
+		}))
+	}
 	w.works(t, m)
 	end(t, kubeProxy)
 	_, err := w.Node(m.node).Run("iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT") // kubelet's
