@@ -172,7 +172,9 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 
 // readiness is the answer of /readyz.
 type readiness struct {
-	Ready    bool                     `json:"ready"`
+	Ready bool `json:"ready"`
+	// IPTables is the backend that the rules are in.
+	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
@@ -189,7 +191,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view, now time.Time) (int, any) {
-	r := readiness{Ready: v.ready(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, Verified: p.programmed, InDoubt: p.doubt, LastUpdated: p.updated}
 		if !p.verified.IsZero() {
