@@ -58,6 +58,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	announceBackend(backend)
+	warnOfOtherModes()
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -71,6 +72,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	watched := map[cluster.Family]*rulesPart{}
 	for i, f := range cluster.Families {
 		if backend.Missing[f] != "" {
 			facts.Absent[i] = true
@@ -79,7 +81,9 @@ func run(ctx context.Context, o Options) error {
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
 		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
+		rules.rules.KeepFirst = o.Config.KeepJumpsFirst
+		watched[f] = rules
 		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
@@ -91,6 +95,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	s = newStatus(parts, o.Config.SyncPeriod)
+	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
@@ -99,6 +104,7 @@ func run(ctx context.Context, o Options) error {
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {
 		return err
@@ -108,6 +114,7 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { return watchRules(ctx, backend, l, watched) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
 }
 
@@ -163,6 +170,17 @@ func announceBackend(b *netfilter.Backend) {
 		klog.InfoS("An address family is left out, the other is served", "family", f, "reason", reason)
 	}
 	for _, w := range b.Warnings {
+		klog.InfoS("Warning", "detail", w)
+	}
+}
+
+// warnOfOtherModes says what of a kube-proxy in another mode acts on the same packets.
+func warnOfOtherModes() {
+	list, err := netfilter.OtherModes()
+	if err != nil {
+		klog.InfoS("Whether there is something of a kube-proxy in another mode can't be told", "reason", err)
+	}
+	for _, w := range list {
 		klog.InfoS("Warning", "detail", w)
 	}
 }

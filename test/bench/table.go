@@ -46,7 +46,7 @@ func (r *results) print(w io.Writer, o options) error {
 			b.print(out, o)
 			out.flush(w)
 		}
-		if o.does(partConnections) {
+		if len(b.loads) > 0 {
 			b.printRates(out, o)
 			out.flush(w)
 			b.printTimes(out)
@@ -262,7 +262,13 @@ func seconds(d time.Duration) string {
 
 func mebibytes(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
-func kibibytes(kib int) string { return fmt.Sprintf("%.0f MiB", float64(kib)/(1<<10)) }
+// kibibytes writes an amount of memory; zero was not measured.
+func kibibytes(kib int) string {
+	if kib == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f MiB", float64(kib)/(1<<10))
+}
 
 func count(services int) string { return fmt.Sprintf("%d services", services) }
 
