@@ -149,7 +149,7 @@ func (b *Backend) Apply(ctx context.Context, f cluster.Family, r *iptables.Resto
 	input := r.String()
 	w := b.writes.begin(f, r.Touched())
 	_, err := b.run(ctx, command{path: bin.Restore, args: []string{"-w", lockWait, "--noflush"}, stdin: input})
-	b.writes.end(w, err)
+	b.writes.end(f, w, err)
 	var exit *exitError
 	if errors.As(err, &exit) {
 		return newRestoreError(f, exit, input)
