@@ -22,6 +22,10 @@ var (
 const document = "../../docs/faults.md"
 
 func TestMain(m *testing.M) {
+	// Most tests mostly wait.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	flag.Parse()
 	code := lab.Main(m)
 	if *show {

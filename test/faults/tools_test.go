@@ -143,47 +143,53 @@ func TestFault05RefusedService(t *testing.T) {
 // tries again at growing distances, and is done soon after the fault is over.
 func TestFault06RestoreFails(t *testing.T) {
 	onBackends(t, func(r *rig) {
-		tools := r.tools()
-		flows := r.flow(r.serviceFlows())
-		pods := []*lab.Pod{r.p2, r.p3}
-		r.put(service("moves", 20, 0), lab.Ready(pods[0]))
-		r.write()
-		r.eventually(eventBound, func() error { return r.serves(20, pods[0]) })
-		for i, c := range []struct{ mode, says string }{
-			{"exit 1", "exit status 1: an injected fault"},
-			{"exit 2", "exit status 2: an injected fault"},
-			{"exit 4", "exit status 4: an injected fault"},
-			{"segfault", "signal: segmentation fault"},
-			{"hang", "killed"},
-		} {
-			was, next := pods[i%2], pods[(i+1)%2]
-			before, logged := r.failures(), r.logged(r.n1)
-			tools.mode(c.mode)
-			r.put(service("moves", 20, 0), lab.Ready(next))
-			r.write()
-			if times := 3; c.mode == "hang" {
-				r.fails(1)
-			} else {
-				r.fails(times)
-			}
-			if body := r.readyz(r.n1); !strings.Contains(body, c.says) {
-				t.Errorf("%s: /readyz says %q, want the reason %q", c.mode, body, c.says)
-			}
-			if err := r.serves(20, was); err != nil {
-				t.Errorf("%s: what was in the kernel does not work any more: %v", c.mode, err)
-			}
-			// Each failed Sync may look for a culprit, and that is all.
-			calls, most := tools.calls(), 6*(r.failures()-before+2)
-			if float64(calls) > most {
-				t.Errorf("%s: %d runs, want at most %v", c.mode, calls, most)
-			}
-			t.Logf("%s: %d runs in %v failed Syncs, %d lines of log", c.mode, calls, r.failures()-before, r.logged(r.n1)-logged)
-			tools.mode("")
-			r.comes(c.mode+", since it is over", time.Now(), 4*time.Second, func() error { return r.serves(20, next) })
-			r.ready(r.n1)
-		}
-		flows.stop()
+		r.restoreFails(2, map[string]string{
+			"exit 1":   "exit status 1: an injected fault",
+			"exit 2":   "exit status 2: an injected fault",
+			"exit 4":   "exit status 4: an injected fault",
+			"segfault": "signal: segmentation fault",
+		})
 	})
+}
+
+// Fault 6: iptables-restore hangs. The agent ends it after half a minute, and tries again.
+func TestFault06RestoreHangs(t *testing.T) {
+	onBackends(t, func(r *rig) { r.restoreFails(1, map[string]string{"hang": "killed"}) })
+}
+
+// restoreFails makes iptables-restore fail in ways, one after the other, each until both families' Syncs have failed some times.
+// For each there is what the agent should say.
+func (r *rig) restoreFails(times int, ways map[string]string) {
+	tools := r.tools()
+	flows := r.flow(r.serviceFlows())
+	was, next := r.p2, r.p3
+	r.put(service("moves", 20, 0), lab.Ready(was))
+	r.write()
+	r.eventually(eventBound, func() error { return r.serves(20, was) })
+	for mode, says := range ways {
+		before := r.failures()
+		tools.mode(mode)
+		r.put(service("moves", 20, 0), lab.Ready(next))
+		r.write()
+		r.fails(times)
+		if body := r.readyz(r.n1); !strings.Contains(body, says) {
+			r.Errorf("%s: /readyz says %q, want the reason %q", mode, body, says)
+		}
+		if err := r.serves(20, was); err != nil {
+			r.Errorf("%s: what was in the kernel does not work any more: %v", mode, err)
+		}
+		// Each failed Sync may look for a culprit, and that is all.
+		calls, most := tools.calls(), 6*(r.failures()-before+2)
+		if float64(calls) > most {
+			r.Errorf("%s: %d runs, want at most %v", mode, calls, most)
+		}
+		r.Logf("%s: %d runs in %v failed Syncs", mode, calls, r.failures()-before)
+		tools.mode("")
+		r.comes(mode+", since it is over", time.Now(), 4*time.Second, func() error { return r.serves(20, next) })
+		r.ready(r.n1)
+		was, next = next, was
+	}
+	flows.stop()
 }
 
 // Fault 7: another program holds the xtables lock, for a moment and for long. What is in the kernel works, the agent names who
@@ -215,10 +221,10 @@ func TestFault07LockHeld(t *testing.T) {
 			time.Sleep(held - time.Since(taken))
 			if holder := fmt.Sprintf("holder: pid %d", os.Getpid()); r.backend == lab.Legacy && held > time.Second {
 				if body := r.readyz(r.n1); !strings.Contains(body, holder) && !strings.Contains(r.agents["n1"].Output(), holder) {
-					t.Errorf("neither /readyz nor the log says %q: %s", holder, body)
+					r.Errorf("neither /readyz nor the log says %q: %s", holder, body)
 				}
 				if err := r.unready(r.n1); err != nil {
-					t.Error(err)
+					r.Error(err)
 				}
 			}
 			r.ok(lock.Close())
@@ -247,7 +253,7 @@ func TestFault14ProgramVanishes(t *testing.T) {
 		r.fails(2)
 		for _, name := range names {
 			if body := r.readyz(r.n1); !strings.Contains(body, name+": no such file or directory") {
-				t.Errorf("/readyz does not say that %s is missing: %s", name, body)
+				r.Errorf("/readyz does not say that %s is missing: %s", name, body)
 			}
 			r.ok(os.Rename(filepath.Join(tools.dir, name+".gone"), filepath.Join(tools.dir, name)))
 		}
@@ -263,7 +269,7 @@ func TestFault14MatchMissing(t *testing.T) {
 		libs, err := filepath.Glob(installed)
 		r.ok(err)
 		if len(libs) == 0 {
-			t.Fatalf("iptables has no extensions in %s", installed)
+			r.Fatalf("iptables has no extensions in %s", installed)
 		}
 		dir := filepath.Join(r.lab.Dir, "xtables")
 		r.ok(os.Mkdir(dir, 0o755))
