@@ -106,8 +106,9 @@ func inFamily(flows map[string]flow, f cluster.Family) (names []string) {
 	return names
 }
 
+// to is one attempt; that it is lost is told soon.
 func to(proto lab.Proto, a netip.Addr, port uint16) lab.Dial {
-	return lab.Dial{Proto: proto, To: netip.AddrPortFrom(a, port), Timeout: attemptTimeout}
+	return lab.Dial{Proto: proto, To: netip.AddrPortFrom(a, port), Timeout: time.Second}
 }
 
 // answers is nil when exactly these pods answer, each of them, within some dozens of attempts.

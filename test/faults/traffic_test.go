@@ -27,8 +27,9 @@ const (
 // lastAttempts is how often a flow is tried after what was done last.
 const lastAttempts = 50
 
-// attemptTimeout is shorter than TCP's first retransmission, after one second: a lost packet is a failed attempt.
-const attemptTimeout = 900 * time.Millisecond
+// attemptTimeout is when a datagram without an answer counts as lost. A lost packet of TCP is known from its being sent again: time
+// alone would not tell it from a busy machine.
+const attemptTimeout = 5 * time.Second
 
 // A flow is what somebody asks all the time.
 type flow struct {
@@ -42,7 +43,7 @@ func flowTo(from *lab.Namespace, proto lab.Proto, to netip.Addr, toPort, fromPor
 	if proto == lab.UDP {
 		d.From = netip.AddrPortFrom(netip.Addr{}, fromPort)
 	}
-	return flow{from, lab.ProbeConfig{Dial: d, Rate: rate}}
+	return flow{from, lab.ProbeConfig{Dial: d, Rate: rate, NoRepeats: true}}
 }
 
 // podFlows are the flows of the tests of routes and restarts.
