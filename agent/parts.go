@@ -66,6 +66,7 @@ type rulesPart struct {
 	nodeName string
 	rules    *netfilter.Rules
 	clients  clientWatch
+	ports    portWatch
 	flows    flowKeeper
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
@@ -92,6 +93,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		p.quarantined = len(r.Quarantined)
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
+	report.Notes = append(report.Notes, p.ports.look(s.Table, nodeRef(plan.Snapshot, p.nodeName), time.Now())...)
 	if err == nil {
 		repaired := report.Wrote && (reread || s.Table == p.flows.table)
 		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)

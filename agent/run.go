@@ -79,7 +79,8 @@ func run(ctx context.Context, o Options) error {
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
 		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod},
+			ports:   portWatch{ports: netfilter.OpenLocalPorts(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
 		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {

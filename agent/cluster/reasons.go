@@ -28,6 +28,10 @@ const (
 	ReasonHealthCheckFailed = "FailedToStartServiceHealthcheck"
 	// ReasonAffinityListFull: an endpoint of a Service with session affinity has as many clients as the kernel remembers.
 	ReasonAffinityListFull = "AffinityListFull"
+	// ReasonNodePortInUse: a program on the node waits at the number of a node port of the Service, which gets what comes for it.
+	ReasonNodePortInUse = "NodePortInUse"
+	// ReasonNodePortEphemeral: the node's own connections may take ports that are node ports of Services.
+	ReasonNodePortEphemeral = "NodePortEphemeral"
 	// ReasonFlowsNotEnded: UDP flows whose endpoint or Service is gone could not be removed from conntrack; it is tried again.
 	ReasonFlowsNotEnded = "FlowsNotEnded"
 	// ReasonSysctlRefused: a sysctl that the configuration asks for could not be set, and has another value.

@@ -3,6 +3,7 @@ package faults
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -112,5 +113,37 @@ func TestFault15WithoutIPv6(t *testing.T) {
 		}), 2*time.Second)
 		v4.stop()
 		r.exactly()
+	})
+}
+
+// Fault 37: a node port is also the port of a program on the node, or one that the node's own connections may get. Both are told, the
+// Service has the port, and the node's own connections work. What was wrong is taken back when it is mended.
+func TestFault37NodePortCollides(t *testing.T) {
+	onBackends(t, func(r *rig) {
+		const listened, ephemeral = 30095, 40000
+		program, err := r.n1.Serve(lab.Server{Name: "program", Proto: lab.TCP, Port: listened})
+		r.ok(err)
+		r.again(func(o *lab.AgentOptions) { o.Flags = append(o.Flags, "--iptables-sync-period=2s") })
+		flows := r.flow(r.serviceFlows())
+		r.put(service("listened", 20, listened), lab.Ready(r.p2))
+		r.put(service("ephemeral", 21, ephemeral), lab.Ready(r.p3))
+		began := time.Now()
+		r.write()
+		listens := note{"Service default/listened", cluster.ReasonNodePortInUse, "30095/tcp"}
+		taken := note{"Node n1", cluster.ReasonNodePortEphemeral, "40000/tcp (default/ephemeral:tcp), 40000/udp (default/ephemeral:udp)"}
+		r.eventually(eventBound, func() error { return errors.Join(r.said(r.n1, 0, listens), r.said(r.n1, 0, taken)) })
+		r.Logf("told after %d ms", time.Since(began).Milliseconds())
+		for _, f := range cluster.Families {
+			r.ok(answers(r.c.Namespace, to(lab.TCP, r.n1.Addr(f), listened), r.p2))
+			// A connection of the node's own from the node port's number, and one from the node to it.
+			own := to(lab.TCP, r.p4.Addr(f), targetPort)
+			own.From = netip.AddrPortFrom(netip.Addr{}, ephemeral)
+			r.ok(answers(r.n1.Namespace, own, r.p4))
+			r.ok(answers(r.n1.Namespace, to(lab.TCP, r.n1.Addr(f), ephemeral), r.p3))
+		}
+		r.ok(program.Close())
+		r.ok(r.n1.Sysctl("net.ipv4.ip_local_reserved_ports", fmt.Sprint(ephemeral)))
+		r.eventually(lookBound, func() error { return errors.Join(r.quiet(r.n1, listens.reason), r.quiet(r.n1, taken.reason)) })
+		flows.stop()
 	})
 }
