@@ -25,7 +25,7 @@ const (
 var webIPs = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")}
 
 // topology is dual-stack with three nodes, n1 to n3 (10.240.0.11 to .13), in a node network that has room for a thousand more.
-// n1 has the pods p1 and p2, n2 has p3, n3 has p4; the client c is their neighbour.
+// n1 has the pods p1 and p2, n2 has p3, n3 has p4; the client c and the machine of the control plane are their neighbours.
 func topology() lab.Topology {
 	pfx, addr := netip.MustParsePrefix, netip.MustParseAddr
 	t := lab.Topology{
@@ -34,8 +34,11 @@ func topology() lab.Topology {
 			Prefixes: []netip.Prefix{pfx("10.240.0.0/16"), pfx("fd00:240::/64")},
 			Gateways: []netip.Addr{addr("10.240.0.1"), addr("fd00:240::1")},
 		}},
-		Router:       "router",
-		Clients:      []lab.ClientSpec{{Name: "c", Addrs: []netip.Addr{addr("10.240.0.100"), addr("fd00:240::100")}}},
+		Router: "router",
+		Clients: []lab.ClientSpec{
+			{Name: "c", Addrs: []netip.Addr{addr("10.240.0.100"), addr("fd00:240::100")}},
+			{Name: "control", Addrs: []netip.Addr{addr("10.240.0.5")}},
+		},
 		ClusterCIDRs: []netip.Prefix{pfx("10.200.0.0/13"), pfx("fd00:200::/32")},
 		ServiceCIDRs: []netip.Prefix{pfx("10.96.0.0/16"), pfx("fd00:96::/112")},
 	}

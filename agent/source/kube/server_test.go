@@ -30,6 +30,7 @@ type apiServer struct {
 	wake     chan struct{} // closed and replaced at every change of what follows
 	version  int
 	down     bool
+	hangsUp  bool           // every request, without an answer
 	withheld string         // a resource whose list is not complete yet
 	refused  map[string]int // resources that are answered with a code
 	objects  map[string]map[string]json.RawMessage
@@ -135,10 +136,12 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	s.mu.Lock()
 	s.requests, s.bodies = append(s.requests, r), append(s.bodies, body)
-	down, refused := s.down, s.refused[resource]
+	down, hangsUp, refused := s.down, s.hangsUp, s.refused[resource]
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
+	case hangsUp:
+		panic(http.ErrAbortHandler)
 	case down:
 		s.status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case refused != 0:
@@ -194,7 +197,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 		_, apiVersion, kind := resourceOf(map[string]any{"nodes": &corev1.Node{}, "services": &corev1.Service{}, "endpointslices": &discoveryv1.EndpointSlice{}, "servicecidrs": &networkingv1.ServiceCIDR{}}[resource])
 		send("BOOKMARK", json.RawMessage(fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}`, apiVersion, kind, s.version)))
 	}
-	for !s.down {
+	for !s.down && !s.hangsUp {
 		for _, e := range s.history {
 			if e.resource == resource && e.version > from {
 				send(e.typ, e.object)

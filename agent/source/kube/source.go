@@ -2,7 +2,9 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"time"
 
@@ -166,7 +168,9 @@ func (s *Source) follow(ctx context.Context, w *watched) {
 func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
 	request := func(o *metav1.ListOptions) *rest.Request {
 		o.FieldSelector, o.LabelSelector = w.fieldSelector, w.labelSelector
-		return w.group(s.client).Get().Resource(w.resource).VersionedParams(o, s.client.parameters)
+		// Trying again is the reflector's and follow's. The client's own ten times, a second apart, would keep the contact from
+		// knowing that the API is lost.
+		return w.group(s.client).Get().MaxRetries(0).Resource(w.resource).VersionedParams(o, s.client.parameters)
 	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -177,10 +181,22 @@ func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			stream, err := request(&o).Watch(ctx)
+			if err == nil && reflect.TypeOf(stream) == unanswered {
+				// The reflector takes it for a watch that ended at once, and tries again after a while.
+				_ = s.contact.result(w.kind, errUnanswered)
+				return stream, nil
+			}
 			return stream, s.result(w, err)
 		},
 	}
 }
+
+// client-go returns a watch of the type unanswered, and no error, when the connection was closed or timed out before there was an
+// answer: by a load balancer, for example, that has no API server behind it.
+var (
+	unanswered    = reflect.TypeOf(watch.NewEmptyWatch())
+	errUnanswered = errors.New("the connection ended without an answer")
+)
 
 // unavailable reports whether a request failed because the API does not have the resource (404) or does not allow it
 // (403), and that is nothing to wait for.
