@@ -16,6 +16,8 @@ import (
 var (
 	full = flag.Bool("full", false, "faults last as long as in earnest, up to ten minutes each, instead of seconds")
 	show = flag.Bool("table", false, "print the table of "+document+" with what was measured")
+	// The command of the document is make faults.
+	update = flag.Bool("update", false, "write what was measured into "+document)
 )
 
 // document has the table of all faults.
@@ -28,8 +30,8 @@ func TestMain(m *testing.M) {
 	}
 	flag.Parse()
 	code := lab.Main(m)
-	if *show {
-		if err := results.print(); err != nil {
+	if *show || *update {
+		if err := results.write(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -55,51 +57,51 @@ type measurements struct {
 
 // A measurement is the worst of all runs and flows of a test.
 type measurement struct {
-	worst    lab.Report
-	repair   time.Duration
-	repairs  int
-	attempts int
+	// failed is of the flow that lost the most, out of attempts.
+	failed, attempts int
+	gap, repair      time.Duration
+	// flows and repairs count what it is of.
+	flows, repairs int
 }
 
-func (m *measurements) change(t *testing.T, f func(*measurement)) {
+// add makes it the worst of it and another.
+func (m *measurement) add(o measurement) {
+	if o.failed > m.failed {
+		m.failed, m.attempts = o.failed, o.attempts
+	}
+	m.gap, m.repair = max(m.gap, o.gap), max(m.repair, o.repair)
+	m.flows += o.flows
+	m.repairs += o.repairs
+}
+
+func (m *measurements) add(t *testing.T, o measurement) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	name, _, _ := strings.Cut(t.Name(), "/")
 	if m.of[name] == nil {
 		m.of[name] = &measurement{}
 	}
-	f(m.of[name])
+	m.of[name].add(o)
 }
 
 // saw takes note of what a flow saw.
 func (m *measurements) saw(t *testing.T, r lab.Report) {
-	m.change(t, func(one *measurement) {
-		one.attempts += r.Attempts
-		gap := max(one.worst.LongestOutage, r.LongestOutage)
-		if r.Failed() > one.worst.Failed() {
-			one.worst = r
-		}
-		one.worst.LongestOutage = gap
-	})
+	m.add(t, measurement{failed: r.Failed(), attempts: r.Attempts, gap: r.LongestOutage, flows: 1})
 }
 
 // repaired takes note of how long a repair took.
 func (m *measurements) repaired(t *testing.T, took time.Duration) {
-	m.change(t, func(one *measurement) {
-		one.repair = max(one.repair, took)
-		one.repairs++
-	})
+	m.add(t, measurement{repair: took, repairs: 1})
 }
 
 // cells are the last three columns of the table.
-func (m *measurement) cells() string {
-	failed, gap, repair := "0", "0", "–"
-	if n := m.worst.Failed(); n > 0 {
-		failed = fmt.Sprintf("%d of %d", n, m.worst.Attempts)
-		gap = milliseconds(m.worst.LongestOutage)
+func (m measurement) cells() string {
+	failed, gap, repair := "–", "–", "–"
+	if m.flows > 0 {
+		failed, gap = "0", "0"
 	}
-	if m.attempts == 0 {
-		failed, gap = "–", "–"
+	if m.failed > 0 {
+		failed, gap = fmt.Sprintf("%d of %d", m.failed, m.attempts), milliseconds(m.gap)
 	}
 	if m.repairs > 0 {
 		repair = milliseconds(m.repair)
@@ -113,8 +115,8 @@ func milliseconds(d time.Duration) string {
 
 // A row is a line of the table: what happens and what the agent does, and the tests of it.
 type row struct {
-	// text is the first two columns.
-	text string
+	// text is the first two columns, cells the others.
+	text, cells string
 	// pkg is the package of the tests, "" for this one, and run the beginning of their names without Test.
 	pkg, run string
 }
@@ -122,41 +124,52 @@ type row struct {
 // target is the end of a row's first column: (`Fault01`) here, or (`test/takeover`, `Takeover`) elsewhere.
 var target = regexp.MustCompile("\\((?:`([a-z0-9/]+)`, )?`([A-Za-z0-9_]+)`\\)$")
 
-// rows reads the table.
-func rows() (list []row, err error) {
-	text, err := os.ReadFile(document)
-	if err != nil {
-		return nil, err
+// parseRow tells whether a line of the document is a row of the table.
+func parseRow(line string) (r row, ok bool) {
+	cells := strings.Split(line, "|")
+	if len(cells) != 7 { // five columns between six bars
+		return r, false
 	}
-	for line := range strings.Lines(string(text)) {
-		cells := strings.Split(strings.TrimSpace(line), "|")
-		if len(cells) != 7 { // five columns between six bars
-			continue
-		}
-		m := target.FindStringSubmatch(strings.TrimSpace(cells[1]))
-		if m == nil {
-			continue // the heading, and the line under it
-		}
-		list = append(list, row{text: strings.Join(cells[:3], "|") + "|", pkg: m[1], run: m[2]})
+	m := target.FindStringSubmatch(strings.TrimSpace(cells[1]))
+	if m == nil {
+		return r, false // the heading, and the line under it
 	}
-	return list, nil
+	return row{text: strings.Join(cells[:3], "|") + "|", cells: strings.Join(cells[3:], "|"), pkg: m[1], run: m[2]}, true
 }
 
-// print prints the table's rows whose tests ran.
-func (m *measurements) print() error {
-	list, err := rows()
+// write prints the table, with what was measured by the tests that ran, and writes it into the document if asked to.
+func (m *measurements) write() error {
+	old, err := os.ReadFile(document)
 	if err != nil {
 		return err
 	}
-	fmt.Print("\n| Fault (`-run`) | What the agent does | Failed attempts, per flow | Longest gap | Time to repair |\n|---|---|---|---|---|\n")
+	var text, table strings.Builder
+	for line := range strings.Lines(string(old)) {
+		if r, ok := parseRow(strings.TrimSuffix(line, "\n")); ok {
+			if one, ran := m.ofRow(r); ran {
+				r.cells = one.cells()
+				fmt.Fprintln(&table, r.text+r.cells)
+			}
+			line = r.text + r.cells + "\n"
+		}
+		text.WriteString(line)
+	}
+	fmt.Printf("\n| Fault (`-run`) | What the agent does | Failed attempts, per flow | Longest gap | Time to repair |\n|---|---|---|---|---|\n%s", &table)
+	if !*update {
+		return nil
+	}
+	return os.WriteFile(document, []byte(text.String()), 0o644)
+}
+
+// ofRow is the worst of a row's tests; ok is false when none of them ran.
+func (m *measurements) ofRow(r row) (worst measurement, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, r := range list {
-		for name, one := range m.of {
-			if r.pkg == "" && strings.HasPrefix(name, "Test"+r.run) {
-				fmt.Println(r.text + one.cells())
-			}
+	for name, one := range m.of {
+		if r.pkg == "" && strings.HasPrefix(name, "Test"+r.run) {
+			worst.add(*one)
+			ok = true
 		}
 	}
-	return nil
+	return worst, ok
 }
