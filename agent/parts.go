@@ -67,8 +67,10 @@ type rulesPart struct {
 	rules    *netfilter.Rules
 	clients  clientWatch
 	flows    flowKeeper
-	// quarantined counts the Services that the last Sync left out.
+	// quarantined counts the Services whose new values the last Sync left out.
 	quarantined int
+	// failed tells that the last Sync did. It may have written all the same.
+	failed bool
 }
 
 func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }
@@ -80,22 +82,29 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	s := plan.Services[p.index]
 	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
+	admitted := false
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
 		report.Full, report.Refused = r.Full, r.Refused
 		report.WroteFilter, report.WroteNAT = r.WroteFilter, r.WroteNAT
-		report.Notes = append(report.Notes, r.Quarantined...)
+		report.Quarantined = r.Quarantined
+		for _, q := range r.Quarantined {
+			report.Notes = append(report.Notes, q.Note)
+		}
 		report.Retry = r.Retry
 		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
 			report.Drift += r.Chains
 		}
+		admitted = admitted || len(r.Quarantined) < p.quarantined
 		p.quarantined = len(r.Quarantined)
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
 	if err == nil {
-		repaired := report.Wrote && (reread || s.Table == p.flows.table)
+		// The rules were not what they should be for a while, also when it was a Sync that failed which mended them.
+		repaired := p.failed || admitted || report.Wrote && (reread || s.Table == p.flows.table)
 		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
 	}
+	p.failed = err != nil
 	if err == nil && s.Table.NodePorts.Localhost {
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"reflect"
+	"slices"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -53,6 +54,26 @@ type Services struct {
 	Table   *proxy.Table
 	Options iptables.Options
 	Rules   *iptables.Ruleset
+}
+
+// without returns the Plan for those that follow the rules, when some Services have none in the kernel: no load balancer is told
+// that this node has endpoints of theirs.
+func (p *Plan) without(unserved []cluster.Ref) *Plan {
+	if len(unserved) == 0 {
+		return p
+	}
+	next := *p
+	for i := range next.Services {
+		t := *next.Services[i].Table
+		t.HealthChecks = slices.Clone(t.HealthChecks)
+		for j, h := range t.HealthChecks {
+			if slices.Contains(unserved, h.Service.Ref()) {
+				t.HealthChecks[j].LocalEndpoints = 0
+			}
+		}
+		next.Services[i].Table = &t
+	}
+	return &next
 }
 
 // MakePlan decides everything. It is pure; prev is a memo and nothing else, so that one changed endpoint costs one

@@ -219,6 +219,8 @@ func textHeaders(w http.ResponseWriter) {
 //	/proxyMode  iptables
 //	/configz    the configuration in force, as JSON
 //	/statusz    version, start and uptime, and where each part stands, for people
+//
+// and, with profiling, at /debug/quarantine what iptables-restore was given and said when it refused a Service.
 func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	text := func(path, body string) {
@@ -238,6 +240,10 @@ func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	})
 	if c.EnableProfiling {
 		profile(mux)
+		mux.HandleFunc("/debug/quarantine", func(w http.ResponseWriter, _ *http.Request) {
+			textHeaders(w)
+			fmt.Fprint(w, quarantinez(m.status.view()))
+		})
 	}
 	return mux
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // status is what the health endpoints and the metrics show of the loop. It is the one place that several goroutines
@@ -34,6 +35,8 @@ type partStatus struct {
 	pending time.Time
 	err     error
 	notes   []cluster.Note
+	// quarantined are the Services whose present rules are refused.
+	quarantined []netfilter.Quarantine
 }
 
 // newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
@@ -69,6 +72,10 @@ func (s *status) done(o outcome) []cluster.Note {
 	p.err = o.err
 	if o.err == nil || len(o.report.Notes) > 0 { // a failure that tells nothing takes nothing back
 		p.notes = o.report.Notes
+	}
+	p.quarantined = o.report.Quarantined
+	if o.err != nil && p.pending.IsZero() {
+		p.pending = o.start // the kernel is not as planned, or it is not known
 	}
 	if o.err == nil {
 		p.programmed, p.updated = o.revision, o.end

@@ -43,8 +43,8 @@ type Report struct {
 	Duration time.Duration
 	// Refused counts the restores that the kernel, or iptables, refused.
 	Refused int
-	// Quarantined has a Note for each Service that is left out because its rules were refused.
-	Quarantined []cluster.Note
+	// Quarantined are the Services whose present rules were refused and are left out, in order.
+	Quarantined []Quarantine
 	// Retry is the time until a quarantined Service should be tried again by a Sync; 0 when there is none.
 	Retry time.Duration
 }
@@ -66,8 +66,8 @@ func NewRules(t Tables) *Rules {
 // family that fails does not stop the other; their errors are joined. After an error the next Sync reads the kernel
 // and goes on from there; errors.Is finds ErrLocked and the context's errors.
 //
-// A refused Service is no error: it is left out, and named in the Report. Sync tries it again when its value changed,
-// and after a while.
+// A refused Service is no error: its new value is left out, and it is named in the Report. Sync tries it again when its value
+// changed, and after a while.
 func (r *Rules) Sync(ctx context.Context, want []Desired) ([]Report, error) {
 	reports := make([]Report, 0, len(want))
 	var errs []error
@@ -102,6 +102,8 @@ type keeper struct {
 	now    func() time.Time
 	// have is what the tables hold; nil when that is not known.
 	have *iptables.Ruleset
+	// table is the Table whose rules were last in force; nil before the first.
+	table *proxy.Table
 	// wanted is what was last wanted, which is what the tables most likely hold.
 	wanted *iptables.Ruleset
 	// counted is the Ruleset that the two counts are of.
