@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -101,30 +102,32 @@ func TestSearchFailsNoConnection(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		path, armed := s.standIn(t, refusing)
 		for i := range others {
-			s.put(web(10+i), lab.Ready(s.p1))
+			s.put(web(10+i), lab.Ready(s.p2))
 		}
 		cursed := lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target))
-		s.put(cursed, lab.Ready(s.p1), lab.Ready(s.p2))
-		s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{path}}, s.n1)
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
+		s.start(t, lab.AgentOptions{Flags: forwarding, Env: []string{path}})
 		ok(t, os.WriteFile(armed, []byte("-m recent .*cursed\ncursed.* -m recent\n"), 0o644)) // a kernel without xt_recent, for one Service
 		probers := map[string]*lab.Prober{}
 		for _, n := range []int{10, 10 + others/2, 9 + others, 66} {
 			for _, f := range cluster.Families {
-				p, err := s.p2.Probe(lab.ProbeConfig{Dial: tcp(vip(f, n), 80), Rate: 125})
+				ask := tcp(vip(f, n), 80)
+				ask.Timeout = 900 * time.Millisecond // less than TCP's first retransmission: a lost packet fails
+				p, err := s.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 125})
 				ok(t, err)
 				probers[fmt.Sprintf("%s Service %d", f, n)] = p
 			}
 		}
 		for i := range others {
-			s.put(web(10+i), lab.Ready(s.p2))
+			s.put(web(10+i), lab.Ready(s.p3))
 		}
 		cursed.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-		s.put(cursed, lab.Ready(s.p1), lab.Ready(s.p2))
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
 		s.write(t)
 		s.comesToQuarantine(t, 1)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			for i := range others {
-				comesToSee(t, s.p1.Namespace, tcp(vip(f, 10+i), 80), saw(s.p1.Addr(f), "p2"))
+				comesToSee(t, s.p1.Namespace, tcp(vip(f, 10+i), 80), saw(s.p1.Addr(f), "p3"))
 			}
 		})
 		if said := s.agent.Output(); !strings.Contains(said, "the Service keeps the IPv4 rules") || !strings.Contains(said, "the Service keeps the IPv6 rules") {
@@ -132,7 +135,7 @@ func TestSearchFailsNoConnection(t *testing.T) {
 		}
 		ok(t, os.Remove(armed))
 		cursed.Spec.Ports[0].Name = "web"
-		s.put(cursed, lab.Ready(s.p1), lab.Ready(s.p2))
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
 		s.write(t)
 		s.comesToQuarantine(t, 0)
 		for name, p := range probers {
