@@ -84,6 +84,7 @@ func run(ctx context.Context, o Options) error {
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
+			rules.flows.found = have.Served(cluster.UDP)
 		}
 	}
 	w, err := o.open()
