@@ -128,18 +128,20 @@ func newKilled(t *testing.T, backend lab.Backend) *killed {
 	k.cluster.SetService(k.moving)
 	for state := range bulkStates {
 		k.set(state)
-		k.ready(k.n1)
-		held := map[cluster.Family]kept{}
-		// Ready is also who has not read the last change; until then the kernel shows the state before.
+		// Ready is also who has not read the last change. When the kernel shows a part of it, ready means all of it.
 		k.eventually(startBound, func() error {
 			for _, f := range cluster.Families {
-				held[f] = k.holds(f)
-				if !strings.Contains(fmt.Sprint(held[f]), fmt.Sprintf("default/state-%d", state)) {
+				if !strings.Contains(fmt.Sprint(k.holds(f)), fmt.Sprintf("default/state-%d", state)) {
 					return fmt.Errorf("state %d is not programmed", state)
 				}
 			}
 			return nil
 		})
+		k.ready(k.n1)
+		held := map[cluster.Family]kept{}
+		for _, f := range cluster.Families {
+			held[f] = k.holds(f)
+		}
 		k.states = append(k.states, held)
 	}
 	return k
@@ -281,19 +283,25 @@ func (k *killed) arrived(round int, f cluster.Family, from, to kept) string {
 	return "mixed"
 }
 
+// difference names the chains that differ, and shows the first.
 func difference(a, b kept) string {
-	var out strings.Builder
+	var chains []string
 	for _, chain := range slices.Sorted(maps.Keys(a)) {
-		if !slices.Equal(a[chain], b[chain]) {
-			fmt.Fprintf(&out, "%s\n  have %q\n  want %q\n", chain, a[chain], b[chain])
+		if rules, ok := b[chain]; !ok || !slices.Equal(a[chain], rules) {
+			chains = append(chains, chain)
 		}
 	}
 	for chain := range b {
 		if _, ok := a[chain]; !ok {
-			fmt.Fprintf(&out, "%s is missing\n", chain)
+			chains = append(chains, chain)
 		}
 	}
-	return out.String()
+	if len(chains) == 0 {
+		return ""
+	}
+	first := chains[0]
+	return fmt.Sprintf("%d chains differ: %.300s …\n%s\n  have %.2000q\n  want %.2000q", len(chains), strings.Join(chains, ", "), first,
+		strings.Join(a[first], "\n"), strings.Join(b[first], "\n"))
 }
 
 // counted is what rules have counted that an agent finds: a rule that is written again has not.
