@@ -39,7 +39,11 @@ func (*routesPart) Name() string { return routesName }
 
 // Sync always reads: a dump of the routes costs less than knowing when it is not needed.
 func (p *routesPart) Sync(ctx context.Context, plan *Plan, _ bool) (Report, error) {
-	r, err := p.conn.Sync(ctx, plan.Routes)
+	apply := p.conn.Sync
+	if plan.Stale() {
+		apply = p.conn.Add
+	}
+	r, err := apply(ctx, plan.Routes)
 	changes := len(r.Added) + len(r.Replaced) + len(r.Deleted)
 	report := Report{Wrote: changes > 0, Drift: changes, Notes: r.Notes}
 	return report, errors.Join(err, rtnl.EnsureForwarding(forwarded(plan.Snapshot, p.nodeName)...))
@@ -80,7 +84,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		p.rules.Invalidate()
 	}
 	s := plan.Services[p.index]
-	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
+	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options, Add: plan.Stale()}})
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
 	admitted := false
 	for _, r := range done {
@@ -99,7 +103,8 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		p.quarantined = len(r.Quarantined)
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
-	if err == nil {
+	// Which flows are stale, a saved Snapshot can't tell.
+	if err == nil && !plan.Stale() {
 		// The rules were not what they should be for a while, also when it was a Sync that failed which mended them.
 		repaired := p.failed || admitted || report.Wrote && (reread || s.Table == p.flows.table)
 		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
@@ -137,6 +142,10 @@ func (p *healthChecksPart) follows() string { return rulesPrefix + cluster.Famil
 
 func (p *healthChecksPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	t := plan.Services[p.index].Table
-	r := p.servers.Sync(t.HealthChecks, t.NodePorts)
+	checks := t.HealthChecks
+	if plan.Stale() { // no load balancer is told of endpoints that may be gone
+		checks = nil
+	}
+	r := p.servers.Sync(checks, t.NodePorts)
 	return Report{Notes: r.Notes, Retry: r.Retry}, nil
 }

@@ -56,6 +56,9 @@ type Services struct {
 	Rules   *iptables.Ruleset
 }
 
+// Stale tells that the Plan was made of a saved Snapshot: it may add what is missing, and takes nothing away.
+func (p *Plan) Stale() bool { return !p.Snapshot.Saved.IsZero() }
+
 // without returns the Plan for those that follow the rules, when some Services have none in the kernel: no load balancer is told
 // that this node has endpoints of theirs.
 func (p *Plan) without(unserved []cluster.Ref) *Plan {
@@ -92,6 +95,9 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 	if s.Node(c.NodeName) == nil {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
 			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
+	}
+	if p.Stale() {
+		p.Notes = append(p.Notes, staleNote(nodeRef(s, c.NodeName), s.Saved))
 	}
 	p.Notes = append(p.Notes, sysctlNotes(nodeRef(s, c.NodeName), facts.Refused)...)
 	for i, f := range cluster.Families {

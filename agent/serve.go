@@ -173,6 +173,7 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 // readiness is the answer of /readyz.
 type readiness struct {
 	Ready    bool                     `json:"ready"`
+	Stale    bool                     `json:"stale,omitempty"` // what is programmed was saved; the API has not answered yet
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
@@ -184,7 +185,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view) (int, any) {
-	r := readiness{Ready: v.ready(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), Stale: v.stale(), Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, LastUpdated: p.updated}
 		if p.err != nil {

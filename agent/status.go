@@ -21,7 +21,9 @@ type status struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]*partStatus
-	started  time.Time
+	// remarks are the Notes of what is neither the Plan nor a Part, by who makes them.
+	remarks map[string][]cluster.Note
+	started time.Time
 }
 
 // A partStatus is where a Part stands.
@@ -41,7 +43,7 @@ type partStatus struct {
 
 // newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
 func newStatus(parts []Part, syncPeriod time.Duration) *status {
-	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, started: time.Now()}
+	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, remarks: map[string][]cluster.Note{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
 	}
@@ -96,8 +98,35 @@ func (s *status) allNotes() []cluster.Note {
 	for _, p := range s.parts {
 		all = append(all, p.notes...)
 	}
+	for _, notes := range s.remarks {
+		all = append(all, notes...)
+	}
 	s.notes = cluster.SortNotes(all)
 	return s.notes
+}
+
+// remark replaces the Notes of somebody, and returns all that hold now.
+func (s *status) remark(who string, notes []cluster.Note) []cluster.Note {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remarks[who] = notes
+	return s.allNotes()
+}
+
+// programmed returns the Snapshot of the latest goal when all of it is in the kernel; nil while it is not, and when it is a saved
+// one.
+func (s *status) programmed() *cluster.Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.parts {
+		if p.programmed != s.revision || p.err != nil {
+			return nil
+		}
+	}
+	if s.plan == nil || s.plan.Stale() {
+		return nil
+	}
+	return s.plan.Snapshot
 }
 
 // view is a copy of the status at one moment.
@@ -137,8 +166,14 @@ func (v view) healthy(now time.Time) bool {
 	return true
 }
 
-// ready tells whether the latest goal is in the kernel, everywhere.
+// stale tells that the latest goal is a saved Snapshot.
+func (v view) stale() bool { return v.plan != nil && v.plan.Stale() }
+
+// ready tells whether the latest goal is in the kernel, everywhere, and no saved one.
 func (v view) ready() bool {
+	if v.stale() {
+		return false
+	}
 	for _, p := range v.parts {
 		if p.programmed != v.revision {
 			return false

@@ -59,7 +59,9 @@ type attempt struct {
 	// they did before. convicted tells that there are new ones in quarantine.
 	out       map[cluster.Ref]proxy.Earlier
 	convicted bool
-	left      int
+	// stays are the tables to leave as they are, nil for one to write.
+	stays [len(iptables.Tables)]*iptables.Table
+	left  int
 	// last is the Restore that was refused.
 	last   *iptables.Restore
 	report Report
@@ -92,6 +94,23 @@ func (a *attempt) index() {
 	}
 }
 
+// look finds out which tables are to stay as they are.
+func (a *attempt) look(ctx context.Context) error {
+	if !a.desired.Add {
+		return nil
+	}
+	have, err := a.current(ctx)
+	if err != nil {
+		return err
+	}
+	for i, name := range iptables.Tables {
+		if t := have.Table(name); len(t.Chains) > 0 {
+			a.stays[i] = t
+		}
+	}
+	return nil
+}
+
 // apply writes what is desired, with the older ports of the Services that are out.
 func (a *attempt) apply(ctx context.Context) error {
 	table, want := a.desired.Table, a.desired.Ruleset
@@ -99,8 +118,8 @@ func (a *attempt) apply(ctx context.Context) error {
 		table = table.Keeping(a.out)
 		want = iptables.Render(table, a.desired.Options, want)
 	}
-	r, err := a.write(ctx, want)
-	if err == nil {
+	r, err := a.write(ctx, a.staying(want))
+	if err == nil && a.stays == [len(iptables.Tables)]*iptables.Table{} {
 		a.table = table
 	}
 	if r == nil {
@@ -118,6 +137,18 @@ func (a *attempt) apply(ctx context.Context) error {
 		a.report.Chains += r.Chains()
 	}
 	return err
+}
+
+// staying puts the tables that stay in place of those of a Ruleset.
+func (a *attempt) staying(want *iptables.Ruleset) *iptables.Ruleset {
+	for i, name := range iptables.Tables {
+		if a.stays[i] != nil {
+			mixed := *want
+			*mixed.Table(name) = *a.stays[i]
+			want = &mixed
+		}
+	}
+	return want
 }
 
 // settle applies all that is not in quarantine, and quarantines what has to be for that. When a restore is refused, the

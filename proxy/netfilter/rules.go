@@ -24,6 +24,8 @@ type Desired struct {
 	Table   *proxy.Table
 	Ruleset *iptables.Ruleset
 	Options iptables.Options
+	// Add writes only to tables in which nothing of ours stands: what stands there is newer than this.
+	Add bool
 }
 
 // A Report says what a Sync did to one family.
@@ -119,7 +121,10 @@ type keeper struct {
 func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
 	start, full := k.now(), k.have == nil
 	a := newAttempt(k, d)
-	err := a.settle(ctx)
+	err := a.look(ctx)
+	if err == nil {
+		err = a.settle(ctx)
+	}
 	if due := k.due(a.services, start); err == nil && len(due) > 0 {
 		err = a.admit(ctx, due, nil)
 	}
