@@ -39,6 +39,14 @@ const (
 	ReasonForeignRuleBefore = "ForeignRuleBeforeServices"
 	// ReasonSysctlRefused: a sysctl that the configuration asks for could not be set, and has another value.
 	ReasonSysctlRefused = "SysctlRefused"
+	// ReasonSnapshotStale: the API has not answered since the agent started; what was last saved is in force.
+	ReasonSnapshotStale = "SnapshotStale"
+	// ReasonSnapshotRefused: what was saved can't be used: it is damaged, of another version or of another node.
+	ReasonSnapshotRefused = "SnapshotRefused"
+	// ReasonSnapshotNotSaved: what is programmed can't be saved: the disk is full, the directory read-only.
+	ReasonSnapshotNotSaved = "SnapshotNotSaved"
+	// ReasonListDoubted: a list would delete more than half of the cluster, and a second look has not confirmed it yet.
+	ReasonListDoubted = "ListDoubted"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -65,15 +66,19 @@ func (e *exitError) Error() string {
 func run(ctx context.Context, c command) (string, error) { return new(children).run(ctx, c) }
 
 // run is the runner for real binaries. The child has a process group of its own, which is killed as a whole when the
-// context ends: some distributions wrap the binaries in scripts.
+// context ends: some distributions wrap the binaries in scripts. And it dies with the agent: an iptables-restore that outlived it
+// could write after the next agent has read the kernel, which then would not know of it. That signal comes when the thread ends
+// that started the child, so it must not end before.
 func (own *children) run(ctx context.Context, c command) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	stdout := &limited{limit: maxOutput, full: errOutput, to: c.stdout}
 	stderr := &limited{limit: maxErrors}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.stdin), stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err := own.start(cmd)
