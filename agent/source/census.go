@@ -13,7 +13,8 @@ type Census struct {
 	Nodes, Services, Endpoints int
 }
 
-// minCensus is how many of a kind there must have been for half of them to mean anything.
+// minCensus is how many of a kind there must have been for half of them to mean anything. That none are left always does: the lists of
+// a small cluster's Nodes and Services come one after the other, and the first of them alone takes all routes away.
 const minCensus = 10
 
 // Count counts a Snapshot; nothing for nil.
@@ -36,7 +37,7 @@ func (c Census) Shrunk(next Census) string {
 		name    string
 		was, is int
 	}{{"Nodes", c.Nodes, next.Nodes}, {"Services", c.Services, next.Services}, {"endpoints", c.Endpoints, next.Endpoints}} {
-		if kind.was >= minCensus && 2*kind.is < kind.was {
+		if kind.was > 0 && kind.is == 0 || kind.was >= minCensus && 2*kind.is < kind.was {
 			return fmt.Sprintf("%d of %d %s are left", kind.is, kind.was, kind.name)
 		}
 	}

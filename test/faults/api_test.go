@@ -48,7 +48,8 @@ type front struct {
 type frontMode struct {
 	// down ends every request without an answer, stalled never answers.
 	down, stalled bool
-	// selector is added to the label selector of all lists and watches: who asks gets less than there is.
+	// selector is added to the label selector of lists from the server's cache and of watches: who asks gets less than there is, but for
+	// who asks the store itself, with a list without a version.
 	selector string
 	// expired tells a watch that would go on from a known version that the version is too old (410 Gone).
 	expired bool
@@ -102,7 +103,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusGone)
 		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old resource version","reason":"Expired","code":410}`)
 		return
-	case mode.selector != "" && r.Method == http.MethodGet:
+	case mode.selector != "" && r.Method == http.MethodGet && query.Get("limit") == "":
 		if have := query.Get("labelSelector"); have != "" {
 			mode.selector = have + "," + mode.selector
 		}
@@ -187,6 +188,7 @@ func (a *api) kubeconfig(at netip.Addr) string {
 func (a *api) create(s *corev1.Service, endpoints ...lab.Endpoint) {
 	a.Helper()
 	ctx, services := context.Background(), a.cp.Client.CoreV1().Services(s.Namespace)
+	s.Labels = map[string]string{"test/service": s.Name}
 	if _, err := services.Get(ctx, s.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 		_, err := services.Create(ctx, s, metav1.CreateOptions{})
 		a.ok(err)
@@ -273,6 +275,100 @@ func TestFault29APIDown(t *testing.T) {
 	began = time.Now()
 	a.create(moves, lab.Ready(a.p2))
 	a.comes("the API goes on after it hung", began, 10*time.Second, func() error { return a.serves(20, a.p2) })
+	flows.stop()
+	a.exactly()
+}
+
+// Fault 30: the API server gives less than there is, tells watches to list anew, or ends them all the time. Nothing is taken away for
+// what a list lacks until a second look has found it gone, and what is really gone goes.
+func TestFault30WrongLists(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t, lab.Legacy)
+	const many = 12 // with fewer, half of them means nothing
+	for i := range many {
+		a.create(service(fmt.Sprint("many-", i), 30+i, 0), lab.Ready(a.p2))
+	}
+	a.eventually(lookBound, func() error { return errors.Join(a.serves(30, a.p2), a.serves(30+many-1, a.p2)) })
+	flows := a.flow(a.serviceFlows())
+	rules := func() string { return a.saved(cluster.IPv4) + a.saved(cluster.IPv6) }
+	before := rules()
+
+	// A cache that has nothing, or not all.
+	for what, selector := range map[string]string{"empty lists": "test/service=none", "partial lists": "test/service in (web,many-1)"} {
+		a.front.set(frontMode{selector: selector, expired: true})
+		a.front.cut()
+		a.eventually(lookBound, func() error { return a.said(a.n1, 0, note{"Node n1", cluster.ReasonListDoubted, "are left"}) })
+		time.Sleep(lasts(time.Minute, 3*time.Second)) // so long it has for doing wrong
+		a.same("rules, with "+what+",", before, rules())
+		a.front.set(frontMode{})
+		a.front.cut()
+		a.comes(what+", since they are whole again", time.Now(), 10*time.Second, func() error { return a.quiet(a.n1, cluster.ReasonListDoubted) })
+		a.same("rules, after "+what+",", before, rules())
+	}
+
+	// Watches that end all the time, and have to list anew: a storm of lists, and nothing changes.
+	lists, _ := a.front.counts()
+	a.front.set(frontMode{expired: true})
+	for began := time.Now(); time.Since(began) < lasts(time.Minute, 4*time.Second); time.Sleep(100 * time.Millisecond) {
+		a.front.cut()
+	}
+	after, gone := a.front.counts()
+	a.Logf("%d lists and %d watches that were too old while all ended ten times a second", after-lists, gone)
+	if gone == 0 {
+		a.Error("no watch was told that it is too old")
+	}
+	a.front.set(frontMode{})
+	a.same("rules, after the storm,", before, rules())
+
+	// Most of it is really gone, and the agent hears of it from a list.
+	a.front.set(frontMode{down: true})
+	a.front.cut()
+	for i := range many {
+		a.remove(service(fmt.Sprint("many-", i), 30+i, 0))
+	}
+	a.front.set(frontMode{})
+	a.comes("most Services are gone, since the list came", time.Now(), 15*time.Second, func() error { return errors.Join(a.serves(30), a.serves(30+many-1)) })
+	flows.stop()
+	a.exactly()
+}
+
+// Fault 32: the node boots while the API is down. What was last programmed is in force at once, marked as stale; when the API is there,
+// what changed meanwhile arrives.
+func TestFault32BootWithoutAPI(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t, lab.NFT)
+	dir := filepath.Join(a.lab.Dir, "state")
+	a.again(func(o *lab.AgentOptions) { o.Flags = append(o.Flags, "--state-dir="+dir) })
+	a.eventually(eventBound, func() error {
+		if a.metric(a.n1, "fairway_snapshot_saved_timestamp_seconds") == 0 {
+			return errors.New("nothing is saved")
+		}
+		return nil
+	})
+	bin, err := lab.AgentBinary()
+	a.ok(err)
+	agent := a.agents["n1"]
+	a.ok(agent.Stop(startBound))
+	_, err = a.n1.Run(bin, "cleanup") // as a kernel that has just booted
+	a.ok(err)
+	a.front.set(frontMode{down: true})
+	a.front.cut()
+
+	began := time.Now()
+	a.start(a.n1, agent.Options)
+	a.measured("served from the disk, since the start", a.took(began, func() error {
+		return errors.Join(a.serves(10, a.p2, a.p3), answers(a.c.Namespace, to(lab.TCP, a.n1.Addr(cluster.IPv6), webNodePort), a.p2, a.p3))
+	}), 2*time.Second)
+	a.eventually(eventBound, func() error { return a.said(a.n1, 0, note{"Node n1", cluster.ReasonSnapshotStale, ""}) })
+	if err := a.unready(a.n1); err != nil {
+		a.Errorf("with what is stale it should not be ready: %v", err)
+	}
+	flows := a.flow(a.serviceFlows())
+	a.create(service("new", 20, 0), lab.Ready(a.p3))
+	a.front.set(frontMode{})
+	a.comes("the API is there", time.Now(), 10*time.Second, func() error { return a.serves(20, a.p3) })
+	a.ready(a.n1)
+	a.eventually(eventBound, func() error { return a.quiet(a.n1, cluster.ReasonSnapshotStale) })
 	flows.stop()
 	a.exactly()
 }
