@@ -176,11 +176,11 @@ func (k *killed) set(state int) {
 	k.write()
 }
 
-// holds is what the kernel holds of a family.
-func (k *killed) holds(f cluster.Family) kept {
-	k.Helper()
-	save, err := k.n1.Save(k.backend, f, "")
-	k.ok(err)
+// holds is what the kernel of n1 holds of a family.
+func (r *rig) holds(f cluster.Family) kept {
+	r.Helper()
+	save, err := r.n1.Save(r.backend, f, "")
+	r.ok(err)
 	held, _ := parseKept(save)
 	return held
 }
