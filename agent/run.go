@@ -122,7 +122,11 @@ func run(ctx context.Context, o Options) error {
 		serving = append(serving, l.saver.run)
 	}
 	if saved != nil {
-		serving = append(serving, func(ctx context.Context) error { l.fallBack(ctx, saved, w.lost); return nil })
+		serving = append(serving, func(ctx context.Context) error {
+			l.fallBack(ctx, saved, w.lost)
+			<-ctx.Done() // the end of one task is the end of all
+			return nil
+		})
 	}
 	return together(ctx, cancel, append(serving,
 		w.reporter.Run,

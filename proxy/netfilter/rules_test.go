@@ -357,3 +357,38 @@ func TestLimited(t *testing.T) {
 		}
 	}
 }
+
+// What may be out of date is written only to tables in which nothing of ours stands; there as a whole, and culprits are found.
+func TestAddOnly(t *testing.T) {
+	now, old := newWorld(cluster.IPv4, 30), newWorld(cluster.IPv4, 20)
+	old.services[7] = old.service(7, 5)
+	stale := old.desired()
+	stale.Add = true
+	k := newFake(cluster.IPv4)
+	mustSync(t, NewRules(k), stale)
+	mustHold(t, k, stale.Ruleset)
+
+	k = newFake(cluster.IPv4)
+	k.refuse = refusing("default/svc-0007")
+	report := mustSync(t, NewRules(k), stale)[0]
+	if got := names(report.Quarantined); !slices.Equal(got, []string{"svc-0007"}) {
+		t.Errorf("in quarantine: %v", got)
+	}
+
+	k = newFake(cluster.IPv4)
+	current := now.desired()
+	mustSync(t, NewRules(k), current)
+	rules := NewRules(k)
+	if report := mustSync(t, rules, stale)[0]; report.Written {
+		t.Errorf("what is newer was written over: %+v", report)
+	}
+	mustHold(t, k, current.Ruleset)
+	k.tables[iptables.NAT] = newFake(cluster.IPv4).tables[iptables.NAT]
+	rules.Invalidate()
+	mustSync(t, rules, stale)
+	mixed := *current.Ruleset
+	mixed.NAT = stale.Ruleset.NAT
+	mustHold(t, k, &mixed)
+	mustSync(t, rules, current)
+	mustHold(t, k, current.Ruleset)
+}

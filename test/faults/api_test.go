@@ -290,7 +290,7 @@ func TestFault30WrongLists(t *testing.T) {
 	}
 	a.eventually(lookBound, func() error { return errors.Join(a.serves(30, a.p2), a.serves(30+many-1, a.p2)) })
 	flows := a.flow(a.serviceFlows())
-	rules := func() string { return a.saved(cluster.IPv4) + a.saved(cluster.IPv6) }
+	rules := func() string { return a.rulesOf(cluster.IPv4) + a.rulesOf(cluster.IPv6) }
 	before := rules()
 
 	// A cache that has nothing, or not all.
@@ -328,47 +328,6 @@ func TestFault30WrongLists(t *testing.T) {
 	}
 	a.front.set(frontMode{})
 	a.comes("most Services are gone, since the list came", time.Now(), 15*time.Second, func() error { return errors.Join(a.serves(30), a.serves(30+many-1)) })
-	flows.stop()
-	a.exactly()
-}
-
-// Fault 32: the node boots while the API is down. What was last programmed is in force at once, marked as stale; when the API is there,
-// what changed meanwhile arrives.
-func TestFault32BootWithoutAPI(t *testing.T) {
-	t.Parallel()
-	a := newAPI(t, lab.NFT)
-	dir := filepath.Join(a.lab.Dir, "state")
-	a.again(func(o *lab.AgentOptions) { o.Flags = append(o.Flags, "--state-dir="+dir) })
-	a.eventually(eventBound, func() error {
-		if a.metric(a.n1, "fairway_snapshot_saved_timestamp_seconds") == 0 {
-			return errors.New("nothing is saved")
-		}
-		return nil
-	})
-	bin, err := lab.AgentBinary()
-	a.ok(err)
-	agent := a.agents["n1"]
-	a.ok(agent.Stop(startBound))
-	_, err = a.n1.Run(bin, "cleanup") // as a kernel that has just booted
-	a.ok(err)
-	a.front.set(frontMode{down: true})
-	a.front.cut()
-
-	began := time.Now()
-	a.start(a.n1, agent.Options)
-	a.measured("served from the disk, since the start", a.took(began, func() error {
-		return errors.Join(a.serves(10, a.p2, a.p3), answers(a.c.Namespace, to(lab.TCP, a.n1.Addr(cluster.IPv6), webNodePort), a.p2, a.p3))
-	}), 2*time.Second)
-	a.eventually(eventBound, func() error { return a.said(a.n1, 0, note{"Node n1", cluster.ReasonSnapshotStale, ""}) })
-	if err := a.unready(a.n1); err != nil {
-		a.Errorf("with what is stale it should not be ready: %v", err)
-	}
-	flows := a.flow(a.serviceFlows())
-	a.create(service("new", 20, 0), lab.Ready(a.p3))
-	a.front.set(frontMode{})
-	a.comes("the API is there", time.Now(), 10*time.Second, func() error { return a.serves(20, a.p3) })
-	a.ready(a.n1)
-	a.eventually(eventBound, func() error { return a.quiet(a.n1, cluster.ReasonSnapshotStale) })
 	flows.stop()
 	a.exactly()
 }

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -153,37 +152,6 @@ func TestFault46Shortage(t *testing.T) {
 				r.Logf("%v failed Syncs", r.failures())
 				flows.stop()
 				r.exactly()
-			})
-		})
-	}
-}
-
-// Fault 45: the agent can't write what it wants to keep on the disk, which is full or read-only. It says so, and nothing else happens.
-func TestFault45DiskFull(t *testing.T) {
-	for _, disk := range []struct {
-		what, option string
-		full         bool
-	}{{"full", "size=4k", true}, {"read-only", "ro", false}} {
-		t.Run(disk.what, func(t *testing.T) {
-			onBackends(t, func(r *rig) {
-				dir := filepath.Join(r.lab.Dir, "state")
-				r.ok(os.Mkdir(dir, 0o755))
-				r.ok(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4k"))
-				r.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // before the lab's folder is removed
-				if disk.full {
-					r.ok(os.WriteFile(filepath.Join(dir, "full"), make([]byte, 4096), 0o644))
-				} else {
-					r.ok(unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-				}
-				flows := r.flow(r.serviceFlows())
-				r.again(func(o *lab.AgentOptions) { o.Flags = append(o.Flags, "--state-dir="+dir) })
-				r.eventually(eventBound, func() error { return r.said(r.n1, 0, note{"Node n1", cluster.ReasonSnapshotNotSaved, ""}) })
-				began := time.Now()
-				r.put(service("new", 20, 0), lab.Ready(r.p2))
-				r.write()
-				r.measured("a new Service", r.took(began, func() error { return r.serves(20, r.p2) }), time.Second)
-				r.ready(r.n1)
-				flows.stop()
 			})
 		})
 	}

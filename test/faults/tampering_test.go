@@ -11,8 +11,8 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// saved are all rules of n1 in a family, as iptables-save prints them.
-func (r *rig) saved(f cluster.Family) string {
+// rulesOf are all rules of n1 in a family, as iptables-save prints them.
+func (r *rig) rulesOf(f cluster.Family) string {
 	r.Helper()
 	text, err := r.n1.Save(r.backend, f, "")
 	r.ok(err)
@@ -31,11 +31,11 @@ func (r *rig) iptables(f cluster.Family, args ...string) {
 func (r *rig) tampered(what string, flows *traffic, harm func(f cluster.Family)) {
 	r.Helper()
 	for _, f := range cluster.Families {
-		before := r.saved(f)
+		before := r.rulesOf(f)
 		began := time.Now()
 		harm(f)
 		r.eventually(lookBound, func() error {
-			if r.saved(f) != before {
+			if r.rulesOf(f) != before {
 				return errors.New("the rules are not as they were")
 			}
 			return nil

@@ -61,10 +61,19 @@ type recorder struct {
 	snapshots []*cluster.Snapshot
 }
 
-func run(t *testing.T, s *apiServer) *recorder {
+// run runs a Source. doubt, when given, is a func(string) to hear its doubts, or a Census of before.
+func run(t *testing.T, s *apiServer, doubt ...any) *recorder {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &recorder{Source: New(s.client(t))}
+	for _, d := range doubt {
+		switch d := d.(type) {
+		case func(string):
+			r.OnDoubt = d
+		case source.Census:
+			r.Before = d
+		}
+	}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Run(ctx, func(s *cluster.Snapshot) {
