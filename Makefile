@@ -54,9 +54,9 @@ bench: tools build
 
 # FAULTS passes flags on: make faults FAULTS='-run Fault16'; -update writes what was measured into docs/faults.md. Some of its rows are
 # tests of other packages, at the end of a name their -run.
-FAULTS_ELSEWHERE := ./agent/source/kube
+FAULTS_ELSEWHERE := ./agent/source/kube ./test/takeover
 faults: tools build root
-	[ -n "$(FAULTS)" ] || $(SUDO) go test -count=1 -run 'SourceStrangeObjects' $(FAULTS_ELSEWHERE)
+	[ -n "$(FAULTS)" ] || $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|Takeover)' $(FAULTS_ELSEWHERE)
 	FAIRWAY_LAB=require FAIRWAY_BIN=$(CURDIR)/bin/fairway $(SUDO) go test -count=1 -timeout 4h -v ./test/faults -table=true $(FAULTS)
 
 # DIFFERENTIAL passes flags on: make differential DIFFERENTIAL='-seed 41 -clusters 1'
