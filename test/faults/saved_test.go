@@ -54,7 +54,7 @@ func (r *rig) asking(name string) *traffic {
 	f := r.podFlows()[name]
 	p, err := f.from.Probe(f.ProbeConfig)
 	r.ok(err)
-	return &traffic{r, map[string]flow{name: f}, map[string]*lab.Prober{name: p}}
+	return &traffic{r, r.podFlows(), map[string]*lab.Prober{name: p}}
 }
 
 // stale is nil when the agent of n1 says that it has programmed what was saved, and is not ready for that.

@@ -111,7 +111,7 @@ func (t *traffic) stop(unharmed ...string) map[string]lab.Report {
 	t.Helper()
 	t.more(lastAttempts)
 	reports := map[string]lab.Report{}
-	for _, name := range slices.Sorted(maps.Keys(t.flows)) {
+	for _, name := range slices.Sorted(maps.Keys(t.probers)) {
 		report := t.probers[name].Stop()
 		reports[name] = report
 		t.Logf("%-28s %s", name+":", report)
