@@ -37,7 +37,7 @@ func (s *suspicions) changed(c netfilter.Change) {
 		s.changes = nil
 		c.Chains = nil
 	}
-	s.changes, s.open = append(s.changes, c), true
+	s.changes, s.open, s.watching = append(s.changes, c), true, true
 }
 
 func (s *suspicions) quietAt(t time.Time) {

@@ -184,8 +184,8 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	if ctx.Err() != nil {
 		return 0
 	}
-	if o.report.Drift > 0 {
-		klog.InfoS("Repaired what somebody else had changed", "part", o.part, "changes", o.report.Drift,
+	if o.report.Drift > 0 || len(o.report.Found.Drifts) > 0 {
+		klog.InfoS("Somebody else had changed what is ours", "part", o.part, "changes", o.report.Drift,
 			"by", o.report.Found.By, "what", iptables.Summarize(o.report.Found.Drifts))
 	}
 	if o.report.Wrote {

@@ -172,8 +172,10 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 
 // readiness is the answer of /readyz.
 type readiness struct {
-	Ready    bool                     `json:"ready"`
-	Stale    bool                     `json:"stale,omitempty"` // what is programmed was saved; the API has not answered yet
+	Ready bool `json:"ready"`
+	Stale bool `json:"stale,omitempty"` // what is programmed was saved; the API has not answered yet
+	// IPTables is the backend that the rules are in.
+	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
@@ -190,7 +192,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view, now time.Time) (int, any) {
-	r := readiness{Ready: v.ready(), Stale: v.stale(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), Stale: v.stale(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, Verified: p.programmed, InDoubt: p.doubt, LastUpdated: p.updated}
 		if !p.verified.IsZero() {

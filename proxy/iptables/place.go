@@ -12,16 +12,17 @@ import (
 
 // placeOf returns after how many rules of a built-in chain its jumps belong, not counting those that are dropped.
 func (t *Table) placeOf(builtin string, dropped []Jump) (n int) {
-	if t == nil || len(t.jumpsFrom(builtin)) == 0 {
-		return t.place[builtin]
-	}
-	for _, rule := range t.Builtins[builtin] {
-		if t.ours(builtin, rule) {
+	none := len(t.jumpsFrom(builtin)) == 0
+	for i, rule := range t.Builtins[builtin] {
+		if none && i >= t.place[builtin] || t.ours(builtin, rule) {
 			return n
 		}
 		if !slices.Contains(dropped, Jump{builtin, rule}) {
 			n++
 		}
+	}
+	if none {
+		return n
 	}
 	return 0 // the rules were not read
 }

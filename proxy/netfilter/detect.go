@@ -27,6 +27,13 @@ func Detect(ctx context.Context, choice string) (*Backend, error) {
 	return newDetector().detect(ctx, choice)
 }
 
+// Inspect is Detect that changes nothing. Detect asks the backend for a table, which makes an empty one where there is none.
+func Inspect(ctx context.Context, choice string) (*Backend, error) {
+	d := newDetector()
+	d.untouched = true
+	return d.detect(ctx, choice)
+}
+
 // A detector looks at a host. Its functions are the seams for tests.
 type detector struct {
 	run      runner
@@ -36,6 +43,8 @@ type detector struct {
 	hasIPv6 func() bool
 	// own are the programs that run has started; nil in tests.
 	own *children
+	// untouched keeps it from asking for a table by name, which may make it.
+	untouched bool
 }
 
 func newDetector() *detector {
@@ -120,8 +129,8 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 func (b *Backend) warn(other *Backend, seen evidence) {
 	if seen.chains > 0 {
 		b.Warnings = append(b.Warnings, fmt.Sprintf(
-			"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them with fairway cleanup --iptables-backend %s",
-			other.Name, seen.chains, other.Name))
+			"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them by fairway takeover when no kube-proxy runs",
+			other.Name, seen.chains))
 	}
 }
 
@@ -237,7 +246,11 @@ func (d *detector) defect(ctx context.Context, b *Backend, f cluster.Family) str
 	}
 	// That somebody holds the lock right now means that the family works, and is no reason to do without. The wait has
 	// to be given: iptables-legacy 1.8.9 waits for ever without.
-	if _, err := d.run(ctx, command{path: path, args: []string{"-w", "1", "-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil && !lockedOut(err) {
+	probe := command{path: path, args: []string{"-w", "1", "-t", iptables.NAT, "-S", "POSTROUTING"}}
+	if d.untouched {
+		probe = command{path: b.Binaries[f].Save}
+	}
+	if _, err := d.run(ctx, probe); err != nil && !lockedOut(err) {
 		return unusable(err)
 	}
 	b.Version, b.RandomFully = version, randomFully

@@ -307,9 +307,189 @@ func nftPath(t *testing.T) string {
 	return path
 }
 
-func nftFamily(f cluster.Family) string {
-	if f == cluster.IPv6 {
-		return "ip6"
+// A rule of somebody else before our jumps: in nat they go first again, three times at most, and the rule stays; in filter they
+// stay where they are, also when one was deleted and is put back.
+func TestJumpsKeepTheirPlace(t *testing.T) {
+	onBackends(t, func(t *testing.T, b *Backend) {
+		for _, f := range cluster.Families {
+			path := b.Binaries[f].Command
+			tamper(t, path, "-I FORWARD 1 -i eth8 -j DROP") // before we came, but our jumps went first
+			want := newWorld(f, 6).desired()
+			g := newGuard(t, b, want)
+			first := func(table, chain string) string {
+				list := strings.Split(shell(t, "", path, "-t", table, "-S", chain), "\n")
+				return list[1]
+			}
+			found := func(kinds ...string) {
+				t.Helper()
+				eventually(t, func() error {
+					g.step(t)
+					if len(g.drifts) == 0 {
+						return fmt.Errorf("nothing was noticed")
+					}
+					return nil
+				})
+				g.settle(t)
+				mustHold(t, b, want.Ruleset)
+				if got := g.takeDrifts(); !slices.Equal(got, kinds) {
+					t.Errorf("found %q, expected %q", got, kinds)
+				}
+			}
+			g.takeDrifts()
+			for i := range maxMoves + 1 {
+				rule := fmt.Sprintf("PREROUTING -i eth%d -j ACCEPT", i)
+				tamper(t, path, "-t nat -I "+rule)
+				found("nat PREROUTING jump-displaced")
+				tamper(t, path, "-t nat -C "+rule)
+				if moved := strings.HasSuffix(first("nat", "PREROUTING"), "-j KUBE-SERVICES"); moved != (i < maxMoves) {
+					t.Errorf("after displacement %d nat begins with %q", i, first("nat", "PREROUTING"))
+				}
+			}
+			if want := (Above{iptables.NAT, "PREROUTING", "-A PREROUTING -i eth3 -j ACCEPT", true}); !slices.Equal(g.above, []Above{want}) {
+				t.Errorf("above the jumps: %+v, expected %+v", g.above, want)
+			}
+			tamper(t, path, "-t nat -D PREROUTING -i eth3 -j ACCEPT")
+
+			const drop = "-A FORWARD -i eth9 -j DROP"
+			tamper(t, path, "-I FORWARD -i eth9 -j DROP")
+			found("filter FORWARD jump-displaced")
+			tamper(t, path, "-D FORWARD -m comment --comment 'kubernetes forwarding rules' -j KUBE-FORWARD")
+			found("filter FORWARD jump-missing")
+			for { // all jumps of the chain
+				list := strings.Split(shell(t, "", path, "-S", "FORWARD"), "\n")
+				i := slices.IndexFunc(list, func(l string) bool { return strings.Contains(l, "KUBE-") })
+				if i < 0 {
+					break
+				}
+				tamper(t, path, fmt.Sprint("-D FORWARD ", i))
+			}
+			eventually(t, func() error {
+				g.step(t)
+				if n := strings.Count(shell(t, "", path, "-S", "FORWARD"), "KUBE-"); n < 3 {
+					return fmt.Errorf("%d jumps are back", n)
+				}
+				return nil
+			})
+			g.settle(t)
+			mustHold(t, b, want.Ruleset)
+			if got := first("filter", "FORWARD"); got != drop {
+				t.Errorf("filter begins with %q, expected %q", got, drop)
+			}
+			if want := (Above{iptables.Filter, "FORWARD", drop, false}); !slices.Equal(g.above, []Above{want}) {
+				t.Errorf("above the jumps: %+v, expected %+v", g.above, want)
+			}
+			tamper(t, path, "-F FORWARD")
+		}
+	})
+}
+
+// What stood above at the start stays there; and so does everything when that is configured.
+func TestJumpsThatAreNotMoved(t *testing.T) {
+	onBackends(t, func(t *testing.T, b *Backend) {
+		path := b.Binaries[cluster.IPv4].Command
+		want := newWorld(cluster.IPv4, 6).desired()
+		mustSync(t, NewRules(b), want)
+		tamper(t, path, "-t nat -I OUTPUT -p udp -j ACCEPT")
+		tamper(t, path, "-t nat -I OUTPUT -j LOG --log-prefix 'not -j DROP '")
+		expected := []Above{{iptables.NAT, "OUTPUT", "-A OUTPUT -p udp -j ACCEPT", false}}
+		for _, keepFirst := range []bool{true, false} {
+			rules := NewRules(b)
+			rules.KeepFirst = keepFirst
+			if r := mustSync(t, rules, want)[0]; r.Written || !slices.Equal(r.Above, expected) {
+				t.Errorf("keepFirst %t, at start: %+v", keepFirst, r)
+			}
+			if keepFirst {
+				continue
+			}
+			tamper(t, path, "-t nat -I OUTPUT -p tcp -j ACCEPT")
+			rules.Invalidate()
+			if r := mustSync(t, rules, want)[0]; r.Written || len(r.Above) != 2 || len(r.Drifts) != 1 || !r.Drifts[0].Left {
+				t.Errorf("not to be moved: %+v", r)
+			}
+		}
+	})
+}
+
+// Own writes are not taken for others', whatever their size; and what others do in the very moment of one is not missed.
+func TestOwnWritesAndOthers(t *testing.T) {
+	onBackends(t, func(t *testing.T, b *Backend) {
+		w := newWorld(cluster.IPv4, 400)
+		g := newGuard(t, b, w.desired())
+		g.takeDrifts()
+		for i := range 10 {
+			w.services[i] = w.service(i, 5+i)
+			g.want = w.desired()
+			mustSync(t, g.rules, g.want)
+		}
+		g.settle(t)
+		if len(g.changes) > 0 {
+			t.Fatalf("own writes were told: %+v", g.changes)
+		}
+		svc := serviceChain(w.desired().Ruleset)
+		path := b.Binaries[cluster.IPv4].Command
+		namespace := tamperer(t, path)
+		for i := range 10 {
+			w.services[20+i] = w.service(20+i, 9+i)
+			g.want = w.desired()
+			done := make(chan error)
+			go func() { done <- namespace("-w", "30", "-t", "nat", "-D", svc, "1") }()
+			mustSync(t, g.rules, g.want)
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, func() error {
+				g.step(t)
+				if len(g.drifts) == 0 {
+					return fmt.Errorf("what was done beside own write %d was not noticed", i)
+				}
+				return nil
+			})
+			g.settle(t)
+			mustHold(t, b, g.want.Ruleset)
+			g.takeDrifts()
+		}
+	})
+}
+
+// tamperer returns what runs a program in the namespace of the calling thread from any goroutine.
+func tamperer(t *testing.T, path string) func(args ...string) error {
+	t.Helper()
+	tamper(t, "true", "")
+	namespace, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return "ip"
+	t.Cleanup(func() { namespace.Close() })
+	enter := fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), namespace.Fd())
+	return func(args ...string) error {
+		_, err := run(context.Background(), command{path: "nsenter", args: append([]string{enter, path}, args...)})
+		return err
+	}
+}
+
+// Messages that were lost mean that anything may have changed.
+func TestWatchThatLosesMessages(t *testing.T) {
+	inNamespace(t)
+	b, err := Detect(context.Background(), NFT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nftBuffer = 2048
+	defer func() { nftBuffer = 1 << 20 }()
+	want := newWorld(cluster.IPv4, 200).desired()
+	g := newGuard(t, b, want)
+	g.takeDrifts()
+	tamper(t, b.Binaries[cluster.IPv4].Command, "-t nat -F")
+	eventually(t, func() error {
+		g.step(t)
+		if len(g.drifts) == 0 {
+			return fmt.Errorf("nothing was noticed")
+		}
+		return nil
+	})
+	g.settle(t)
+	mustHold(t, b, want.Ruleset)
+	if g.reads == 0 {
+		t.Error("not everything was read")
+	}
 }

@@ -15,9 +15,10 @@ import (
 )
 
 // How often the rules are hashed at most, as shares of one core: when a command of iptables-legacy has ended or the size of a
-// table is another, and when there is no sign of a change.
+// table is another, but then no less often than every hintMost; and when there is no sign of a change.
 const (
 	hintShare = 20
+	hintMost  = time.Second
 	idleShare = 100
 )
 
@@ -118,7 +119,7 @@ func (w *legacyWatch) run(ctx context.Context, o Observer) error {
 			}
 		}
 		took := time.Since(start)
-		hinted, hints, idle = false, start.Add(hintShare*took), start.Add(idleShare*took)
+		hinted, hints, idle = false, start.Add(took+min(hintShare*took, hintMost)), start.Add(idleShare*took)
 		w.backend.quiet(o, start)
 	}
 	return nil

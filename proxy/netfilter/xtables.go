@@ -54,7 +54,7 @@ type xtTable struct {
 	layout entryLayout
 	table  string
 	socket int
-	// names remembers which chains concern us, and chains which chain begins at an offset.
+	// chains has a hash of the name of the chain whose rules begin at an offset.
 	chains map[uint32]uint64
 }
 

@@ -21,10 +21,12 @@ type ProbeConfig struct {
 	// NoRepeats counts a connection for which TCP had to send a packet again as a Timeout, however soon the answer came then. So a
 	// long Timeout can tell a lost packet from a busy machine.
 	NoRepeats bool
+	// NewFlows makes each datagram come from a socket of its own, so that each is a new flow to the rules.
+	NewFlows bool
 }
 
 // A Prober asks at a constant rate: one new connection each time over TCP, or one datagram each time from the same socket
-// over UDP. An attempt that takes long does not hold up the next.
+// over UDP, or with NewFlows from a new one. An attempt that takes long does not hold up the next.
 type Prober struct {
 	ns   *Namespace
 	cfg  ProbeConfig
@@ -93,8 +95,8 @@ func (ns *Namespace) Probe(cfg ProbeConfig) (*Prober, error) {
 		cfg.Dial.Timeout = 500 * time.Millisecond
 	}
 	p := &Prober{ns: ns, cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
-	run := p.runTCP
-	if cfg.Dial.Proto == UDP {
+	run := p.runAsks
+	if cfg.Dial.Proto == UDP && !cfg.NewFlows {
 		c, err := ns.connect(cfg.Dial, 0)
 		if err != nil {
 			if c != nil {
@@ -199,7 +201,8 @@ func (p *Prober) decide(n int, o Outcome, name string) {
 	}
 }
 
-func (p *Prober) runTCP() {
+// runAsks makes a new socket for each attempt.
+func (p *Prober) runAsks() {
 	var wg sync.WaitGroup
 	p.tick(func(n int) {
 		p.begin()
