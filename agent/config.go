@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -80,6 +81,9 @@ type AgentConfiguration struct {
 	EnableProfiling bool `json:"enableProfiling,omitempty"`
 	// OOMScoreAdj makes the kernel spare the agent when memory is short, -1000 to 1000; -999 when not given.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
+	// StateDir is a directory of the host in which what was last programmed is kept, for a start at which the API does not answer;
+	// nothing is kept when empty.
+	StateDir string `json:"stateDir,omitempty"`
 	// ClientConnection is how the Kubernetes API is reached.
 	ClientConnection ClientConnection `json:"clientConnection,omitzero"`
 }
@@ -162,6 +166,7 @@ type Config struct {
 	BindAddressHardFail bool
 	EnableProfiling     bool
 	OOMScoreAdj         int
+	StateDir            string
 	ClientConnection    ClientConnection
 }
 
@@ -195,6 +200,7 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 		BindAddressHardFail: a.BindAddressHardFail,
 		EnableProfiling:     a.EnableProfiling,
 		OOMScoreAdj:         number("oomScoreAdj", a.OOMScoreAdj, defaultOOMScoreAdj, -1000, 1000, refuse),
+		StateDir:            a.StateDir,
 		ClientConnection:    a.ClientConnection.check(refuse),
 	}
 	a.checkCIDRs(&c, refuse)
@@ -202,6 +208,9 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 	a.detect(&c, refuse)
 	a.periods(&c, refuse)
 	a.servers(&c, refuse)
+	if c.StateDir != "" && !filepath.IsAbs(c.StateDir) {
+		refuse("stateDir", "%q depends on where the agent is started; expected an absolute path", c.StateDir)
+	}
 	return c
 }
 

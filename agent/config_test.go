@@ -159,6 +159,7 @@ func TestConfigurationRefused(t *testing.T) {
 		{"minimum above the period", head + "syncPeriod: 1s\nminSyncPeriod: 2s\n", `minSyncPeriod: "2s" is longer than the syncPeriod of 1s`},
 		{"negative duration", head + "conntrack: {udpTimeout: -1s}\n", `conntrack.udpTimeout: "-1s" is negative`},
 		{"negative count", head + "conntrack: {maxPerCore: -1}\n", "conntrack.maxPerCore: -1 is negative, expected 0 or more"},
+		{"relative state directory", head + "stateDir: state\n", `stateDir: "state" depends on where the agent is started; expected an absolute path`},
 		{"out of memory score", head + "oomScoreAdj: -1001\n", "oomScoreAdj: -1001 is out of range, expected -1000 to 1000"},
 		{"burst", head + "clientConnection: {burst: -1}\n", "clientConnection.burst: -1 is negative"},
 		{"no number", head + "clientConnection: {qps: many}\n", "line 3: clientConnection.qps is of type string; expected a number"},

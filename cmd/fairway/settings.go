@@ -76,6 +76,7 @@ func runFlags(s *settings) {
 	s.text("metrics-bind-address", "`address` of /metrics, or none (default 127.0.0.1:10249)", func(c c) *string { return &c.MetricsBindAddress })
 	s.boolean("bind-address-hard-fail", "end when one of these addresses can't be bound, instead of trying again", func(c c) *bool { return &c.BindAddressHardFail })
 	s.boolean("profiling", "serve /debug/pprof/ and /debug/flags/v beside /metrics", func(c c) *bool { return &c.EnableProfiling })
+	s.text("state-dir", "`directory` in which what was last programmed is kept, for a start without the API; nothing is kept without", func(c c) *string { return &c.StateDir })
 	s.optional("oom-score-adj", -999, "how the kernel is to spare the agent when memory is short, -1000 to 1000", func(c c) **int { return &c.OOMScoreAdj })
 }
 

@@ -236,33 +236,31 @@ func TestQuarantine(t *testing.T) {
 
 func quarantine(t *testing.T, b *Backend, rules *Rules, w *world, lacking *bool, now *time.Time) {
 	*lacking = true
-	refused := map[cluster.Ref]bool{}
+	refused := map[cluster.Ref]proxy.Earlier{}
 	for i, s := range w.services {
 		switch {
 		case s.Ports[0].Protocol != cluster.SCTP:
 		case i%4 == 2:
-			refused[s.Ref()] = len(s.Slices[0].Endpoints) > 0 // without endpoints there are no rules in nat
+			if len(s.Slices[0].Endpoints) > 0 { // without endpoints there are no rules in nat
+				refused[s.Ref()] = proxy.Earlier{}
+			}
 		default:
 			w.services[i] = w.service(i, 0)
 		}
 	}
-	for ref, expected := range refused {
-		if !expected {
-			delete(refused, ref)
-		}
-	}
 	want := w.desired()
 	report := mustSync(t, rules, want)[0]
-	t.Logf("%s: %d refusals for %d culprits; %s", w.family, report.Refused, len(refused), report.Quarantined[0])
-	for _, n := range report.Quarantined {
-		if !refused[n.Object] || n.Reason != cluster.ReasonQuarantined {
+	t.Logf("%s: %d refusals for %d culprits; %s", w.family, report.Refused, len(refused), report.Quarantined[0].Note)
+	for _, q := range report.Quarantined {
+		n := q.Note
+		if _, expected := refused[n.Object]; !expected || q.Served || q.Input == "" || q.Stderr == "" || n.Reason != cluster.ReasonQuarantined {
 			t.Errorf("unexpected: %s", n)
 		}
 	}
 	if len(report.Quarantined) != len(refused) || len(refused) < 3 {
 		t.Fatalf("%d Services in quarantine, expected %d", len(report.Quarantined), len(refused))
 	}
-	rest := iptables.Render(want.Table.Without(refused), want.Options, nil)
+	rest := iptables.Render(want.Table.Keeping(refused), want.Options, nil)
 	mustHold(t, b, rest)
 	if again := mustSync(t, rules, want)[0]; again.Written || again.Refused > 0 || len(again.Quarantined) != len(refused) {
 		t.Errorf("the second Sync was not idle: %+v", again)
