@@ -172,8 +172,11 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 
 // readiness is the answer of /readyz.
 type readiness struct {
-	Ready    bool                     `json:"ready"`
-	Stale    bool                     `json:"stale,omitempty"` // what is programmed was saved; the API has not answered yet
+	Ready bool `json:"ready"`
+	// Stale: what is programmed was saved before a restart, the cluster has not answered yet.
+	Stale bool `json:"stale,omitempty"`
+	// IPTables is the backend that the rules are in.
+	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
@@ -185,7 +188,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view) (int, any) {
-	r := readiness{Ready: v.ready(), Stale: v.stale(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), Stale: v.stale(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, LastUpdated: p.updated}
 		if p.err != nil {
