@@ -58,6 +58,21 @@ func (b *Backend) Families() (list []cluster.Family) {
 	return list
 }
 
+// stageChains is how many chains iptables-nft is given at once of those that nothing leads to. It walks a sorted list of all chains
+// that a commit names for each rule that names one, so that a load in one commit costs the square of their number. With 12,244
+// chains and 87,000 lines (10,000 Services), 1.8.9 took 5.5 s of processor time for one commit; for commits of 1,600, 800,
+// 400, 200 and 100 chains 2.7 s, 2.2 s, 1.9 s, 1.8 s and 1.8 s. It then also reads them back in 0.8 s instead of 2.3 s.
+const stageChains = 400
+
+// Diff returns what turns have into want, in the form that costs the backend least. iptables-legacy replaces the whole table with each
+// commit, so it gets the fewest.
+func (b *Backend) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	if b.Name == NFT {
+		return iptables.DiffInStages(have, want, stageChains)
+	}
+	return iptables.Diff(have, want)
+}
+
 // Read returns what the kernel holds of ours in filter and nat. Each of the two tables is consistent in itself. known, which
 // may be nil, is what it is likely to hold; the result shares its memory.
 func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error) {
@@ -66,8 +81,8 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 		return nil, fmt.Errorf("read %s rules: iptables-%s does not work for the family: %s", f, b.Name, b.Missing[f])
 	}
 	p := iptables.NewParser(f, known)
-	for _, table := range iptables.Tables {
-		if _, err := b.run(ctx, command{path: bin.Save, args: []string{"-t", table}, stdout: p}); err != nil {
+	for _, args := range b.reads() {
+		if _, err := b.run(ctx, command{path: bin.Save, args: args, stdout: p}); err != nil {
 			return nil, fmt.Errorf("read %s rules: %w", f, err)
 		}
 	}
@@ -76,6 +91,19 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 		return nil, fmt.Errorf("read %s rules: %w", f, err)
 	}
 	return r, nil
+}
+
+// reads returns the arguments of the runs of iptables-save that show filter and nat. iptables-nft-save fetches all tables whichever
+// it is asked for (1.8.9), so it is asked once. iptables-legacy-save knows only tables that are loaded when it is asked for
+// all, and reads no others when it is asked for one.
+func (b *Backend) reads() (args [][]string) {
+	if b.Name == NFT {
+		return [][]string{nil}
+	}
+	for _, table := range iptables.Tables {
+		args = append(args, []string{"-t", table})
+	}
+	return args
 }
 
 // Apply gives a Restore to iptables-restore. The tables commit one after the other, so after an error some of it may

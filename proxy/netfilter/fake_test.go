@@ -85,6 +85,11 @@ func (k *fakeTables) Read(_ context.Context, f cluster.Family, _ *iptables.Rules
 	return iptables.Parse(f, out.String())
 }
 
+// Diff writes in stages, of a few chains, so that every test meets them.
+func (k *fakeTables) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	return iptables.DiffInStages(have, want, 5)
+}
+
 func (k *fakeTables) Apply(_ context.Context, f cluster.Family, r *iptables.Restore) error {
 	k.applies++
 	if err := k.fail; err != nil {

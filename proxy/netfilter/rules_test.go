@@ -101,6 +101,8 @@ func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Rulese
 	return b.of(f).Read(ctx, f, known)
 }
 
+func (b both) Diff(have, want *iptables.Ruleset) *iptables.Restore { return iptables.Diff(have, want) }
+
 func (b both) Apply(ctx context.Context, f cluster.Family, r *iptables.Restore) error {
 	return b.of(f).Apply(ctx, f, r)
 }
