@@ -239,18 +239,15 @@ func (r *Restore) write(table string, c *change) {
 	if c.empty() {
 		return
 	}
+	r.grow(c)
 	names := slices.Clone(c.remove)
-	size := 0
 	for _, s := range c.set {
 		names = append(names, s.Name)
-		size += len(s.Rules)
 	}
 	if c.create {
 		names = append(names, chainKubelet)
 	}
 	slices.Sort(names)
-	// A first load is megabytes, which should not be copied from one buffer to the next larger one.
-	r.text.Grow(size + 2*(len(names)+4)*maxChainName)
 	r.line("*", table)
 	for _, n := range names {
 		r.line(":", n, " - [0:0]")
@@ -276,6 +273,16 @@ func (r *Restore) write(table string, c *change) {
 		r.line("-X ", n)
 	}
 	r.line("COMMIT")
+}
+
+// grow makes room for a table's change. A first load is megabytes, which should not be copied from one buffer to the next
+// larger one.
+func (r *Restore) grow(c *change) {
+	size := 2 * (len(c.set) + len(c.remove) + 4) * maxChainName
+	for _, s := range c.set {
+		size += len(s.Rules)
+	}
+	r.text.Grow(size)
 }
 
 func reversed(list []Jump) []Jump {

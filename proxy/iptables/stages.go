@@ -14,6 +14,7 @@ import (
 func DiffInStages(have, want *Ruleset, chains int) *Restore {
 	nat := compare(&have.NAT, &want.NAT)
 	r := &Restore{}
+	r.grow(nat)
 	for _, list := range nat.takeNew(chains) {
 		r.write(NAT, &change{set: list})
 	}
