@@ -79,30 +79,27 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 	if !ok {
 		return nil, fmt.Errorf("read %s rules: iptables-%s does not work for the family: %s", f, b.Name, b.Missing[f])
 	}
-	p := iptables.NewParser(f, known)
-	for _, args := range b.reads() {
-		if _, err := b.run(ctx, command{path: bin.Save, args: args, stdout: p}); err != nil {
+	save := func(runs ...[]string) (*iptables.Ruleset, error) {
+		p := iptables.NewParser(f, known)
+		for _, args := range runs {
+			if _, err := b.run(ctx, command{path: bin.Save, args: args, stdout: p}); err != nil {
+				return nil, fmt.Errorf("read %s rules: %w", f, err)
+			}
+		}
+		r, err := p.Ruleset()
+		if err != nil {
 			return nil, fmt.Errorf("read %s rules: %w", f, err)
 		}
+		return r, nil
 	}
-	r, err := p.Ruleset()
-	if err != nil {
-		return nil, fmt.Errorf("read %s rules: %w", f, err)
-	}
-	return r, nil
-}
-
-// reads returns the arguments of the runs of iptables-save that show filter and nat. iptables-nft-save fetches all tables whichever
-// it is asked for (1.8.9), so it is asked once. iptables-legacy-save knows only tables that are loaded when it is asked for
-// all, and reads no others when it is asked for one.
-func (b *Backend) reads() (args [][]string) {
+	// iptables-nft-save fetches all tables whichever it is asked for (1.8.9), so it is asked once, for all; unless there is
+	// a table that it stumbles over, which need not be one of ours.
 	if b.Name == NFT {
-		return [][]string{nil}
+		if r, err := save(nil); err == nil {
+			return r, nil
+		}
 	}
-	for _, table := range iptables.Tables {
-		args = append(args, []string{"-t", table})
-	}
-	return args
+	return save([]string{"-t", iptables.Filter}, []string{"-t", iptables.NAT})
 }
 
 // Apply gives a Restore to iptables-restore. The tables commit one after the other, so after an error some of it may
