@@ -58,6 +58,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	announceBackend(backend)
+	warnOfOtherModes()
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -91,6 +92,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	s = newStatus(parts, o.Config.SyncPeriod)
+	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
@@ -163,6 +165,17 @@ func announceBackend(b *netfilter.Backend) {
 		klog.InfoS("An address family is left out, the other is served", "family", f, "reason", reason)
 	}
 	for _, w := range b.Warnings {
+		klog.InfoS("Warning", "detail", w)
+	}
+}
+
+// warnOfOtherModes says what of a kube-proxy in another mode acts on the same packets.
+func warnOfOtherModes() {
+	list, err := netfilter.OtherModes()
+	if err != nil {
+		klog.InfoS("Whether there is something of a kube-proxy in another mode can't be told", "reason", err)
+	}
+	for _, w := range list {
 		klog.InfoS("Warning", "detail", w)
 	}
 }

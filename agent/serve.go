@@ -172,7 +172,9 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 
 // readiness is the answer of /readyz.
 type readiness struct {
-	Ready    bool                     `json:"ready"`
+	Ready bool `json:"ready"`
+	// IPTables is the backend that the rules are in.
+	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
@@ -184,7 +186,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view) (int, any) {
-	r := readiness{Ready: v.ready(), Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, LastUpdated: p.updated}
 		if p.err != nil {

@@ -13,6 +13,8 @@ type status struct {
 	// staleAfter is how long something may be waiting to be programmed before the agent calls itself unhealthy. It does not
 	// change.
 	staleAfter time.Duration
+	// iptables is the name of the backend that the rules are in. It does not change.
+	iptables string
 
 	mu       sync.Mutex
 	revision uint64 // of the latest goal; 0 before the first
@@ -96,6 +98,7 @@ func (s *status) allNotes() []cluster.Note {
 // view is a copy of the status at one moment.
 type view struct {
 	staleAfter time.Duration
+	iptables   string
 
 	revision uint64
 	node     *cluster.Node
@@ -108,7 +111,7 @@ type view struct {
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{staleAfter: s.staleAfter, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
+	v := view{staleAfter: s.staleAfter, iptables: s.iptables, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
 	for name, p := range s.parts {
 		v.parts[name] = *p
 	}

@@ -87,6 +87,8 @@ func TestCommands(t *testing.T) {
 		{"nothing to render", "n1", []string{"render"}, `"filename" not set`, true},
 		{"no such command", "n1", []string{"walk"}, `unknown command "walk"`, true},
 		{"an argument too many", "n1", []string{"cleanup", "now"}, `unknown command "now"`, true},
+		{"there and back", "n1", []string{"takeover", "--plan", "--back"}, "[back plan]", true},
+		{"two clusters", "n1", []string{"takeover", "--plan", "--kubeconfig=x", "-f=y"}, "[filename kubeconfig]", true},
 		{"an unknown backend", "n1", []string{"agent", "--iptables-backend=ebpf"}, "expected auto, legacy or nft", true},
 		{"version", "", []string{"version"}, "fairway ", false},
 	} {

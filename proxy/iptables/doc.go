@@ -23,7 +23,8 @@
 // It differs from kube-proxy's where that costs nothing in familiarity: an endpoint on another node has no chain of
 // its own, because only on its own node can a pod reach itself through a Service; and a dispatching chain that would
 // have more than a handful of rules becomes a tree of address prefixes or port ranges (KUBE-SVC-10.96.16.0/20), so
-// that a packet passes tens of rules, not thousands. The names of all chains that kube-proxy does not have begin like
+// that a packet passes tens of rules, not thousands; and a Service with more than 64 endpoints chooses a group of them
+// first (KUBE-SVC-x-0b). The names of all chains that kube-proxy does not have begin like
 // ones that it sweeps, so that it can clean up after us.
 //
 // # What is written

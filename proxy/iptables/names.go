@@ -3,6 +3,7 @@ package iptables
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -52,3 +53,6 @@ func prefixChain(begin string, p netip.Prefix) string {
 func rangeChain(protocol string, first, last uint16) string {
 	return "KUBE-EXT-" + protocol + "-" + strconv.Itoa(int(first)) + "-" + strconv.Itoa(int(last))
 }
+
+// groupChain names the chain of a group of backends, after the chain that picks it.
+func groupChain(chain string, group int) string { return chain + fmt.Sprintf("-%02x", group) }

@@ -46,10 +46,10 @@ type portRenderer struct {
 	ranges  []netip.Prefix
 	// counted tells that what comes through a node port at 127.0.0.0/8 is counted.
 	counted bool
-	// odds are the matches of probability, by the number of backends left.
-	odds []string
-	// svc and sep are writers whose memory serves one port after the other.
-	svc, sep chainWriter
+	// oneIn are the matches for one packet in n, by n.
+	oneIn []string
+	// svc, group and sep are writers whose memory serves one port after the other.
+	svc, group, sep chainWriter
 }
 
 func (r *portRenderer) render(p *proxy.Port) *portRules {
@@ -224,7 +224,7 @@ func dportMatch(protocol string, port uint16) string {
 }
 
 // balance writes a chain that picks a backend: the i-th of n takes 1/(n-i) of what comes that far, so each gets an equal
-// share. Clients that have a backend already are asked for first. internal is the chain that the ClusterIP leads to.
+// share; of very many backends, a group is picked first. Clients that have a backend already are asked for first. internal is the chain that the ClusterIP leads to.
 func (w *portWriter) balance(chain, internal string, backends []proxy.Backend) {
 	p, svc := w.port, &w.svc
 	svc.name = chain
@@ -238,15 +238,41 @@ func (w *portWriter) balance(chain, internal string, backends []proxy.Backend) {
 				" --reap"+w.clients(sep)+" -j "+sep, " "))
 		}
 	}
-	for i, b := range backends {
-		pick, odds := w.toEndpoint(b), w.probability(len(backends)-i)
-		if !b.Local && p.Affinity == 0 {
-			svc.rule(p, "-p ", w.protocol, pick, odds, " -j DNAT --to-destination ", b.Addr.String())
-			continue
-		}
-		svc.rule(p, strings.TrimPrefix(pick+odds+" -j ", " "), w.endpoint(b))
+	if len(backends) <= flatBackends {
+		w.pick(svc, backends)
+	} else {
+		w.divide(svc, backends)
 	}
 	w.rules.chains = append(w.rules.chains, svc.one(p))
+}
+
+// divide writes rules that pick a group of backends, in proportion to its size, and a chain for each group that picks a backend.
+func (w *portWriter) divide(svc *chainWriter, backends []proxy.Backend) {
+	left := len(backends)
+	for i, members := range groups(backends) {
+		if len(members) == 0 {
+			continue
+		}
+		group := &w.group
+		group.name = groupChain(svc.name, i)
+		svc.rule(w.port, strings.TrimPrefix(w.detail(comment(w.name))+w.odds(len(members), left)+" -j ", " "), group.name)
+		w.pick(group, members)
+		w.rules.chains = append(w.rules.chains, group.one(w.port))
+		left -= len(members)
+	}
+}
+
+// pick writes the rules that pick one of some backends.
+func (w *portWriter) pick(from *chainWriter, backends []proxy.Backend) {
+	p := w.port
+	for i, b := range backends {
+		to, odds := w.toEndpoint(b), w.odds(1, len(backends)-i)
+		if !b.Local && p.Affinity == 0 {
+			from.rule(p, "-p ", w.protocol, to, odds, " -j DNAT --to-destination ", b.Addr.String())
+			continue
+		}
+		from.rule(p, strings.TrimPrefix(to+odds+" -j ", " "), w.endpoint(b))
+	}
 }
 
 // toEndpoint returns the comment of a rule that leads to a backend.
@@ -315,17 +341,24 @@ func (r *portRenderer) masqueraded() (src, in string, ok bool) {
 // longest text stays below the kernel's 256 bytes (XT_MAX_COMMENT_LEN).
 func comment(text string) string { return ` -m comment --comment "` + text + `"` }
 
-// probability returns the match that holds for one packet in n, in the kernel's resolution of 1/2^31 and the eleven
-// digits that iptables-save prints (libxt_statistic). One in one needs no match.
-func (r *portRenderer) probability(n int) string {
-	for i := len(r.odds); i <= n; i++ {
-		match := ""
-		if i > 1 {
-			match = fmt.Sprintf(" -m statistic --mode random --probability %.11f", math.Round(float64(1<<31)/float64(i))/(1<<31))
-		}
-		r.odds = append(r.odds, match)
+// odds returns the match that holds for k packets in n. All of them need no match.
+func (r *portRenderer) odds(k, n int) string {
+	switch {
+	case k == n:
+		return ""
+	case k > 1:
+		return probability(k, n)
 	}
-	return r.odds[n]
+	for i := len(r.oneIn); i <= n; i++ {
+		r.oneIn = append(r.oneIn, probability(1, max(i, 1)))
+	}
+	return r.oneIn[n]
+}
+
+// probability words the match in the kernel's resolution of 1/2^31, and with the eleven digits that iptables-save prints (libxt_statistic).
+func probability(k, n int) string {
+	const most = 1 << 31
+	return fmt.Sprintf(" -m statistic --mode random --probability %.11f", math.Round(most*float64(k)/float64(n))/most)
 }
 
 func rejectWith(f cluster.Family) string {

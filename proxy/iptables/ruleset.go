@@ -41,15 +41,12 @@ var prefixes = [...]string{"KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "K
 // Owned tells whether a chain of a table is fairway's (and kube-proxy's, whose place it takes). KUBE-FIREWALL,
 // KUBE-IPTABLES-HINT and the canaries are not: kubelet keeps them.
 func Owned(table, chain string) bool {
-	if slices.Contains(fixedChains[table], chain) {
-		return true
-	}
-	for _, p := range prefixes {
-		if strings.HasPrefix(chain, p) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(fixedChains[table], chain) || prefixed(chain)
+}
+
+// prefixed tells whether a chain's name begins with one of the prefixes.
+func prefixed(chain string) bool {
+	return slices.ContainsFunc(prefixes[:], func(p string) bool { return strings.HasPrefix(chain, p) })
 }
 
 // A Ruleset is what the tables of one address family hold of ours, rendered or read back.

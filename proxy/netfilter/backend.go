@@ -102,6 +102,19 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 	return save([]string{"-t", iptables.Filter}, []string{"-t", iptables.NAT})
 }
 
+// Look is Read that asks for no table by name: one that is not there is not made, and counts as empty.
+func (b *Backend) Look(ctx context.Context, f cluster.Family) (*iptables.Ruleset, error) {
+	p := iptables.NewParser(f, nil)
+	if _, err := b.run(ctx, command{path: b.Binaries[f].Save, stdout: p}); err != nil {
+		return nil, fmt.Errorf("look at %s rules: %w", f, err)
+	}
+	r, err := p.Ruleset()
+	if err != nil {
+		return nil, fmt.Errorf("look at %s rules: %w", f, err)
+	}
+	return r, nil
+}
+
 // Apply gives a Restore to iptables-restore. The tables commit one after the other, so after an error some of it may
 // be in effect. When the program refused, the error is a *RestoreError, for which errors.Is(err, ErrLocked) tells
 // that only the xtables lock was not to be had.

@@ -10,7 +10,11 @@
 // package proxy calls stale, one by one, and no other; [EnsureCounters] and [ReadCounters] keep the counters that rules may add to;
 // [ApplyConntrack] sets conntrack's sysctls.
 //
+// [FindLeftovers] finds what a kube-proxy in any mode left that the agent does not remove by itself: nftables tables, chains in the other
+// backend, IPVS, and its canaries; and how to remove each. That is the operator's command, not the agent's, which can't see whether
+// a kube-proxy still runs. [FindHandover] is the way back. [Inspect], [Backend.Look] and the two change nothing, not even by looking.
+//
 // The package decides nothing about services and writes no rule text: package proxy and package proxy/iptables do.
 // It never touches a chain that iptables.Owned does not name, but for the rules of iptables.Shared, which it adds to
-// KUBE-FIREWALL where kubelet has not; and it looks at a backend that is not in use only in ways that create no table there. It does not log, and it starts no goroutine that outlives a call.
+// KUBE-FIREWALL where kubelet has not, and what an operator has it remove of kube-proxy's; and it looks at a backend that is not in use only in ways that create no table there. It does not log, and it starts no goroutine that outlives a call.
 package netfilter

@@ -51,7 +51,8 @@ func TestCanonical(t *testing.T) {
 			for _, f := range cluster.Families {
 				w := newWorld(f, c.services)
 				if c.services > 0 {
-					w.services[1] = w.service(1, 180) // every probability down from 1/180
+					w.services[1] = w.service(1, 64)  // every probability down from 1/64
+					w.services[2] = w.service(2, 180) // in groups
 				}
 				want = append(want, desired(w.table(c.config), c.options))
 			}

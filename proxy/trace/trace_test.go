@@ -5,8 +5,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -62,7 +64,7 @@ func follow(t *testing.T, r *trace.Rules, p cluster.Protocol, src, dst netip.Add
 // TestRulesDoWhatTheTableSays: whatever the layout of the rules, each frontend of a Table leads to its backends, in equal
 // shares, masqueraded when it should be; and what is next to a frontend is left alone.
 func TestRulesDoWhatTheTableSays(t *testing.T) {
-	clusters := map[string]*cluster.Snapshot{"even": synth.Even(3, 400, 3)}
+	clusters := map[string]*cluster.Snapshot{"even": synth.Even(3, 400, 3), "crowded": crowded()}
 	for seed := range uint64(15) {
 		clusters[fmt.Sprint("seed ", seed)] = synth.Random(rand.New(rand.NewPCG(seed, 7)))
 	}
@@ -84,6 +86,24 @@ func TestRulesDoWhatTheTableSays(t *testing.T) {
 			}
 		}
 	}
+}
+
+// crowded is a cluster with hundreds of endpoints to a Service: with affinity and without, of policy Cluster and Local.
+func crowded() *cluster.Snapshot {
+	s := synth.Even(3, 4, 300)
+	for i, svc := range s.Services {
+		changed := *svc
+		changed.Type, changed.Ports = "NodePort", slices.Clone(svc.Ports)
+		changed.Ports[0].NodePort = uint16(31000 + i)
+		if i%2 == 1 {
+			changed.ExternalTrafficPolicy = cluster.PolicyLocal
+		}
+		if i >= 2 {
+			changed.Affinity = time.Hour
+		}
+		s.Services[i] = &changed
+	}
+	return s
 }
 
 type checker struct {

@@ -30,6 +30,9 @@ func Tool(b Backend, f cluster.Family, tool string) string {
 	return name + string(b) + tool
 }
 
+// otherTables is what iptables-nft says on its standard error, so anywhere between or within the lines, when legacy tables are there.
+var otherTables = regexp.MustCompile(`# Warning: ip6?tables-legacy tables present, use ip6?tables-legacy-save to see them\n`)
+
 var policyCounters = regexp.MustCompile(`(?m)^(:\S+ \S+) \[\d+:\d+\]$`)
 
 // Save returns what iptables-save prints of a table, or of all tables that exist when the name is empty, without comment
@@ -44,7 +47,7 @@ func (ns *Namespace) Save(b Backend, f cluster.Family, table string) (string, er
 		return "", err
 	}
 	var kept strings.Builder
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(otherTables.ReplaceAllString(out, "")) {
 		if !strings.HasPrefix(line, "#") {
 			kept.WriteString(line)
 		}
