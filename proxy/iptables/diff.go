@@ -201,7 +201,7 @@ func (c *change) split() (gains, losses *change) {
 			losses.set = append(losses.set, s)
 		default:
 			both := &Chain{Name: s.Name, Rules: s.Rules + lost, ports: s.ports}
-			gains.set = append(gains.set, chainChange{Chain: both, old: s.old, isNew: s.isNew})
+			gains.set = append(gains.set, chainChange{Chain: both, old: s.old})
 			losses.set = append(losses.set, s)
 		}
 	}
