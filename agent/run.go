@@ -72,6 +72,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	watched := map[cluster.Family]*rulesPart{}
 	for i, f := range cluster.Families {
 		if backend.Missing[f] != "" {
 			facts.Absent[i] = true
@@ -80,7 +81,9 @@ func run(ctx context.Context, o Options) error {
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
 		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
+		rules.rules.KeepFirst = o.Config.KeepJumpsFirst
+		watched[f] = rules
 		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
@@ -101,6 +104,7 @@ func run(ctx context.Context, o Options) error {
 	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {
 		return err
@@ -110,6 +114,7 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { return watchRules(ctx, backend, l, watched) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
 }
 

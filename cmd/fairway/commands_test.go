@@ -129,7 +129,7 @@ func TestFlags(t *testing.T) {
 	err := flags.Parse(strings.Fields(`--node-name=n1 --cluster-cidrs=10.244.0.0/16,fd00::/48 --service-cidrs=10.96.0.0/12
 		--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth --external-ip-ranges=198.51.100.0/24
 		--load-balancer-ip-ranges=203.0.113.0/24 --masquerade-all --masquerade-bit=1 --nodeport-addresses=192.0.2.0/24,2001:db8::/64
-		--iptables-localhost-nodeports=false --bind-address=192.0.2.1 --unknown-services=Forward --iptables-backend=nft
+		--iptables-localhost-nodeports=false --keep-jumps-first=false --bind-address=192.0.2.1 --unknown-services=Forward --iptables-backend=nft
 		--iptables-sync-period=1m --iptables-min-sync-period=0 --conntrack-max-per-core=1 --conntrack-min=2
 		--conntrack-tcp-timeout-established=3s --conntrack-tcp-timeout-close-wait=4s --conntrack-tcp-be-liberal
 		--conntrack-udp-timeout=5s --conntrack-udp-timeout-stream=6s --healthz-bind-address=none --metrics-bind-address=192.0.2.1:1
@@ -148,7 +148,7 @@ func TestFlags(t *testing.T) {
 		NodeName: "n1", ClusterCIDRs: []string{"10.244.0.0/16", "fd00::/48"}, ServiceCIDRs: []string{"10.96.0.0/12"},
 		DetectLocal: agent.DetectLocal{Mode: "InterfaceNamePrefix", InterfaceNamePrefix: "veth"},
 		ExternalIPs: agent.AddressRanges{Ranges: []string{"198.51.100.0/24"}}, LoadBalancerIPs: agent.AddressRanges{Ranges: []string{"203.0.113.0/24"}},
-		MasqueradeAll: true, MasqueradeBit: number(1), NodePortAddresses: []string{"192.0.2.0/24", "2001:db8::/64"}, LocalhostNodePorts: &no,
+		MasqueradeAll: true, MasqueradeBit: number(1), NodePortAddresses: []string{"192.0.2.0/24", "2001:db8::/64"}, LocalhostNodePorts: &no, KeepJumpsFirst: &no,
 		BindAddress: "192.0.2.1", UnknownServices: "Forward", IPTablesBackend: "nft", SyncPeriod: "1m", MinSyncPeriod: "0s",
 		Conntrack: agent.ConntrackConfiguration{MaxPerCore: number(1), Min: number(2), TCPEstablishedTimeout: "3s", TCPCloseWaitTimeout: "4s",
 			TCPBeLiberal: true, UDPTimeout: "5s", UDPStreamTimeout: "6s"},

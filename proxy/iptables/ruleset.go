@@ -115,8 +115,15 @@ type Table struct {
 	Jumps []Jump
 	// Shared are the rules that we need in a chain which others have, too.
 	Shared Shared
+	// Builtins are all rules of the built-in chains, ours and others', a line "-A NAME …\n" each, as far as they were read.
+	// Rendered tables have none.
+	Builtins map[string][]string
 	// referenced are our chains that somebody else's rules jump to. They can be emptied but not deleted.
 	referenced map[string]bool
+	// move names the built-in chains whose jumps are to be put first again, although they are as they should be.
+	move map[string]bool
+	// place is after how many rules of others our jumps stood in a built-in chain that has lost them all.
+	place map[string]int
 }
 
 // Rules counts the rules of our chains and our jumps.

@@ -41,12 +41,15 @@ type detector struct {
 	// version returns what --version of a binary says, and whether its MASQUERADE has --random-fully.
 	version func(f cluster.Family, path string) (v [3]int, randomFully bool, err error)
 	hasIPv6 func() bool
+	// own are the programs that run has started; nil in tests.
+	own *children
 	// untouched keeps it from asking for a table by name, which may make it.
 	untouched bool
 }
 
 func newDetector() *detector {
-	return &detector{run: run, lookPath: exec.LookPath, version: versionOf, hasIPv6: kernelHasIPv6}
+	own := new(children)
+	return &detector{run: own.run, own: own, lookPath: exec.LookPath, version: versionOf, hasIPv6: kernelHasIPv6}
 }
 
 func versionOf(f cluster.Family, path string) (v [3]int, randomFully bool, err error) {
@@ -162,7 +165,7 @@ func choose(legacy, nft evidence, plain string) (name, why string) {
 
 // find looks for a backend's binaries: those that carry its name, else the plain ones if they are this backend.
 func (d *detector) find(ctx context.Context, name string) *Backend {
-	b := &Backend{Name: name, Binaries: map[cluster.Family]Binaries{}, Missing: map[cluster.Family]string{}, run: d.run}
+	b := &Backend{Name: name, Binaries: map[cluster.Family]Binaries{}, Missing: map[cluster.Family]string{}, run: d.run, own: d.own, writes: new(ownWrites)}
 	for _, f := range cluster.Families {
 		command := programs(f) + "-" + name
 		if _, err := d.lookPath(command); err != nil && d.modeOf(ctx, programs(f)) == name {

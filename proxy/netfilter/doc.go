@@ -6,6 +6,9 @@
 // A node's rules are kept by [Rules]: it remembers what it wrote, writes nothing when nothing changed, and reads the
 // kernel again after every failure, and after [Rules.Invalidate], to find what others changed.
 //
+// What others do to the rules is told by a [Watch]: by the kernel's notifications with iptables-nft, by a hash of the rules with
+// iptables-legacy. The next Sync reads back what they touched, says what kind of change it was, and repairs it.
+//
 // Besides rules it is the way to the rest of netfilter, over nfnetlink: [CleanFlows] deletes conntrack entries of UDP flows that
 // package proxy calls stale, one by one, and no other; [EnsureCounters] and [ReadCounters] keep the counters that rules may add to;
 // [ApplyConntrack] sets conntrack's sysctls.

@@ -103,6 +103,10 @@ func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Rulese
 
 func (b both) Diff(have, want *iptables.Ruleset) *iptables.Restore { return iptables.Diff(have, want) }
 
+func (b both) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
+	return b.of(f).ReadChains(ctx, f, chains)
+}
+
 func (b both) Apply(ctx context.Context, f cluster.Family, r *iptables.Restore) error {
 	return b.of(f).Apply(ctx, f, r)
 }
