@@ -307,13 +307,6 @@ func nftPath(t *testing.T) string {
 	return path
 }
 
-func nftFamily(f cluster.Family) string {
-	if f == cluster.IPv6 {
-		return "ip6"
-	}
-	return "ip"
-}
-
 // A rule of somebody else before our jumps: in nat they go first again, three times at most, and the rule stays; in filter they
 // stay where they are, also when one was deleted and is put back.
 func TestJumpsKeepTheirPlace(t *testing.T) {

@@ -16,20 +16,18 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
-// Of linux/netfilter/nf_tables.h and nfnetlink.h.
+// Of linux/netfilter/nf_tables.h and nfnetlink.h; more of them are in nftables.go.
 const (
 	subsystemNFTables = 10 // NFNL_SUBSYS_NFTABLES
 	groupNFTables     = 7  // NFNLGRP_NFTABLES
 
 	nftNewTable = 0
-	nftDelTable = 2
 	nftNewChain = 3
 	nftDelChain = 5
 	nftNewRule  = 6
 	nftDelRule  = 8
 	nftNewGen   = 15
 
-	nftaTableName   = 1 // NFTA_TABLE_NAME
 	nftaChainTable  = 1 // NFTA_CHAIN_TABLE
 	nftaChainName   = 3 // NFTA_CHAIN_NAME
 	nftaRuleTable   = 1 // NFTA_RULE_TABLE
@@ -212,7 +210,7 @@ func subject(kind uint16, attrs []byte) (table, chain string, ok bool) {
 	var tableAttr, chainAttr uint16
 	switch kind {
 	case nftNewTable, nftDelTable:
-		tableAttr = nftaTableName
+		tableAttr = nftTableName
 	case nftNewChain, nftDelChain:
 		tableAttr, chainAttr = nftaChainTable, nftaChainName
 	case nftNewRule, nftDelRule:
