@@ -6,7 +6,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// More than half of a kind, but of few, is what deserves a second look.
+// More than half of a kind deserves a second look; of few, only all.
 func TestCensus(t *testing.T) {
 	full := Census{Nodes: 20, Services: 40, Endpoints: 100}
 	for _, c := range []struct {
@@ -19,7 +19,8 @@ func TestCensus(t *testing.T) {
 		{full, Census{20, 19, 100}, "19 of 40 Services are left"},
 		{full, Census{20, 40, 49}, "49 of 100 endpoints are left"},
 		{full, Census{}, "0 of 20 Nodes are left"},
-		{Census{9, 9, 9}, Census{}, ""},
+		{Census{9, 9, 9}, Census{4, 4, 4}, ""},
+		{Census{9, 9, 9}, Census{0, 9, 9}, "0 of 9 Nodes are left"},
 		{Census{}, full, ""},
 		{Census{10, 0, 0}, Census{4, 5, 5}, "4 of 10 Nodes are left"},
 	} {
