@@ -65,7 +65,7 @@ type AgentConfiguration struct {
 	IPTablesBackend string `json:"iptablesBackend,omitempty"`
 	// SyncPeriod is how often the kernel is compared with the plan although nothing seems to have changed; 30s when empty.
 	SyncPeriod Duration `json:"syncPeriod,omitempty"`
-	// MinSyncPeriod is the least time between two changes of one family's rules; 500ms when empty, "0s" for none.
+	// MinSyncPeriod is the least time between two changes of one family's rules; 100ms when empty, "0s" for none.
 	MinSyncPeriod Duration `json:"minSyncPeriod,omitempty"`
 	// Conntrack is what is set of the kernel's connection tracking.
 	Conntrack ConntrackConfiguration `json:"conntrack,omitzero"`

@@ -93,7 +93,7 @@ func TestDefaults(t *testing.T) {
 		KeepJumpsFirst:     true,
 		IPTablesBackend:    "auto",
 		SyncPeriod:         30 * time.Second,
-		MinSyncPeriod:      500 * time.Millisecond,
+		MinSyncPeriod:      100 * time.Millisecond,
 		Conntrack:          netfilter.ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
 		HealthzBindAddress: "0.0.0.0:10256",
 		MetricsBindAddress: "127.0.0.1:10249",

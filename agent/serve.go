@@ -173,7 +173,8 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 // readiness is the answer of /readyz.
 type readiness struct {
 	Ready bool `json:"ready"`
-	Stale bool `json:"stale,omitempty"` // what is programmed was saved; the API has not answered yet
+	// Stale: what is programmed was saved before a restart, the cluster has not answered yet.
+	Stale bool `json:"stale,omitempty"`
 	// IPTables is the backend that the rules are in.
 	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`

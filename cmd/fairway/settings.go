@@ -64,7 +64,7 @@ func runFlags(s *settings) {
 	type c = *agent.AgentConfiguration
 	s.text("iptables-backend", "auto (what the host uses; the default), legacy or nft", func(c c) *string { return &c.IPTablesBackend })
 	s.duration("iptables-sync-period", 30*time.Second, "how often the kernel is compared with the plan although nothing seems to have changed", func(c c) *agent.Duration { return &c.SyncPeriod })
-	s.duration("iptables-min-sync-period", 500*time.Millisecond, "least time between two changes of one family's rules; 0 for none", func(c c) *agent.Duration { return &c.MinSyncPeriod })
+	s.duration("iptables-min-sync-period", 100*time.Millisecond, "least time between two changes of one family's rules; 0 for none", func(c c) *agent.Duration { return &c.MinSyncPeriod })
 	s.optional("conntrack-max-per-core", 32768, "connections to track for each CPU; 0 leaves the kernel's limit, whatever --conntrack-min", func(c c) **int { return &c.Conntrack.MaxPerCore })
 	s.optional("conntrack-min", 131072, "least number of connections to track", func(c c) **int { return &c.Conntrack.Min })
 	s.duration("conntrack-tcp-timeout-established", 24*time.Hour, "how long idle TCP connections are tracked; 0 leaves the kernel's value", func(c c) *agent.Duration { return &c.Conntrack.TCPEstablishedTimeout })

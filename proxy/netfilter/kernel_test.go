@@ -77,7 +77,7 @@ func TestRandomWalk(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
-		rules := NewRules(b)
+		rules := NewRules(inStages{b})
 		worlds := []*world{newWorld(cluster.IPv4, 0), newWorld(cluster.IPv6, 0)}
 		for range 25 {
 			most := []int{3, 20, 120}[r.IntN(3)]
@@ -203,17 +203,29 @@ func TestCleanupReferenced(t *testing.T) {
 
 var natTarget = regexp.MustCompile(`(?m)^(-A KUBE-.* -p sctp .*|-A KUBE-.* -p sctp) -j .*$`)
 
+// inStages is a backend that writes in stages of a few chains.
+type inStages struct{ *Backend }
+
+func (inStages) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	return iptables.DiffInStages(have, want, 10)
+}
+
 // without makes a backend on a kernel that lacks SCTP, by changing the rules for it into ones that are refused in nat.
-func without(b *Backend, instead string, lacking *bool) *Backend {
+func without(b *Backend, instead string, lacking *bool) inStages {
 	less := *b
 	less.run = func(ctx context.Context, c command) (string, error) {
-		if before, nat, ok := strings.Cut(c.stdin, "*nat\n"); ok && *lacking {
-			nat, after, _ := strings.Cut(nat, "COMMIT\n")
-			c.stdin = before + "*nat\n" + natTarget.ReplaceAllString(nat, "$1 "+instead) + "COMMIT\n" + after
+		if *lacking {
+			tables := strings.SplitAfter(c.stdin, "COMMIT\n")
+			for i, table := range tables {
+				if strings.HasPrefix(table, "*nat\n") {
+					tables[i] = natTarget.ReplaceAllString(table, "$1 "+instead)
+				}
+			}
+			c.stdin = strings.Join(tables, "")
 		}
 		return run(ctx, c)
 	}
-	return &less
+	return inStages{&less}
 }
 
 // A Service whose rules are refused is left out and named, all others are applied, and it is healed later. REJECT is

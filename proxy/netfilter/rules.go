@@ -13,10 +13,11 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
-// Tables is the kernel's side of the rules; a *Backend is one. Apply returns a *RestoreError when the rules were
-// refused, see [Backend.Apply].
+// Tables is the kernel's side of the rules; a *Backend is one. Diff is iptables.Diff, or what does the same at less cost. Apply
+// returns a *RestoreError when the rules were refused, see [Backend.Apply].
 type Tables interface {
 	Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error)
+	Diff(have, want *iptables.Ruleset) *iptables.Restore
 	ReadChains(context.Context, cluster.Family, []iptables.ChainName) (*iptables.Ruleset, error)
 	Apply(context.Context, cluster.Family, *iptables.Restore) error
 }
@@ -234,7 +235,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 		return nil, err
 	}
 	k.wanted = want
-	r := iptables.Diff(have, want)
+	r := k.tables.Diff(have, want)
 	if r.Empty() {
 		k.have, k.fresh = iptables.Written(have, want), false // Equal, but it shares its memory with what is planned next.
 		return nil, nil

@@ -102,6 +102,8 @@ func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Rulese
 	return b.of(f).Read(ctx, f, known)
 }
 
+func (b both) Diff(have, want *iptables.Ruleset) *iptables.Restore { return iptables.Diff(have, want) }
+
 func (b both) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
 	return b.of(f).ReadChains(ctx, f, chains)
 }

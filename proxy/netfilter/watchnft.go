@@ -108,6 +108,7 @@ func (w *nftWatch) run(ctx context.Context, o Observer) error {
 			continue
 		case errors.Is(err, unix.EAGAIN): // nothing came for a while
 			at = time.Now()
+			w.tell(o, "") // the end of a transaction was among messages that were lost
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
@@ -181,9 +182,8 @@ func (t *touched) add(c iptables.ChainName) {
 // (netlink(7)): unlike the pid in the message, which is the machine's, it can be compared with those of our children also in a
 // container.
 func (w *nftWatch) commit(o Observer, port int, attrs []byte) {
-	done := w.touched
-	w.touched = nil
-	if len(done) == 0 || w.backend.own.has(port) {
+	if len(w.touched) == 0 || w.backend.own.has(port) {
+		w.touched = nil
 		return
 	}
 	pid, name := 0, ""
@@ -195,8 +195,15 @@ func (w *nftWatch) commit(o Observer, port int, attrs []byte) {
 			name = string(value)
 		}
 	}
+	w.tell(o, who(pid, name))
+}
+
+// tell tells what has been touched so far.
+func (w *nftWatch) tell(o Observer, by string) {
+	done := w.touched
+	w.touched = nil
 	for f, t := range done {
-		switch by := who(pid, name); {
+		switch {
 		case t.anything:
 			o.Changed(Change{Family: f, By: by})
 		case len(t.chains) > 0:

@@ -279,7 +279,7 @@ func (k *killed) arrived(round int, f cluster.Family, from, to kept) string {
 			return steps[i]
 		}
 	}
-	k.Errorf("round %d, %s: the kernel holds none of the steps; to the new state:\n%s", round, f, difference(held, to))
+	k.Errorf("round %d, %s: the kernel holds none of the steps %q; to what was found before: %s\nto the new state: %s", round, f, steps, difference(held, from), difference(held, to))
 	return "mixed"
 }
 
@@ -300,7 +300,7 @@ func difference(a, b kept) string {
 		return ""
 	}
 	first := chains[0]
-	return fmt.Sprintf("%d chains differ: %.300s …\n%s\n  have %.2000q\n  want %.2000q", len(chains), strings.Join(chains, ", "), first,
+	return fmt.Sprintf("%d chains differ: %.300s …\n%s\n  have %.1000q\n  want %.1000q", len(chains), strings.Join(chains, ", "), first,
 		strings.Join(a[first], "\n"), strings.Join(b[first], "\n"))
 }
 
