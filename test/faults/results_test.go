@@ -25,7 +25,7 @@ const document = "../../docs/faults.md"
 
 func TestMain(m *testing.M) {
 	// Most tests mostly wait.
-	if err := flag.Set("test.parallel", "4"); err != nil {
+	if err := flag.Set("test.parallel", "6"); err != nil {
 		panic(err)
 	}
 	flag.Parse()
