@@ -14,6 +14,7 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 // The apiVersion and kind of the configuration file.
@@ -79,6 +80,8 @@ type AgentConfiguration struct {
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
 	// ClientConnection is how the Kubernetes API is reached.
 	ClientConnection ClientConnection `json:"clientConnection,omitzero"`
+	// BGP is what routers are told; nothing when it is not given.
+	BGP BGPConfiguration `json:"bgp,omitzero"`
 }
 
 // A Duration is a length of time as a person writes it: 30s, 1h30m.
@@ -159,6 +162,8 @@ type Config struct {
 	EnableProfiling     bool
 	OOMScoreAdj         int
 	ClientConnection    ClientConnection
+	// BGP is nil when there is no BGP. It is not changed.
+	BGP *bgp.Config
 }
 
 // refuse is told everything that is wrong: the field's path, and what would be right.
@@ -197,6 +202,7 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 	a.detect(&c, refuse)
 	a.periods(&c, refuse)
 	a.servers(&c, refuse)
+	c.BGP = a.BGP.check(&c, refuse)
 	return c
 }
 

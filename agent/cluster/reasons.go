@@ -34,4 +34,10 @@ const (
 	ReasonSysctlRefused = "SysctlRefused"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
+	// ReasonBGPPasswordMissing: the password of a BGP peer can't be read; there is no session with it.
+	ReasonBGPPasswordMissing = "BGPPasswordMissing"
+	// ReasonBGPSessionDown: there is no session with a BGP peer.
+	ReasonBGPSessionDown = "BGPSessionDown"
+	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
+	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
 )
