@@ -27,6 +27,14 @@ type follower interface {
 	follows() string
 }
 
+// An observer is a Part that is told what other Parts have in the kernel.
+type observer interface {
+	Part
+	// observe is called after every success of another Part, by that Part's goroutine. When it is news, the observer's Sync
+	// runs again.
+	observe(part string, p *Plan, r Report) (news bool)
+}
+
 // A Report tells what a Sync did.
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
@@ -84,6 +92,8 @@ type runner struct {
 	// next get their goals from this runner, when it has them in the kernel; led tells that this runner is such a one.
 	next []*runner
 	led  bool
+	// observers are told every success.
+	observers []*runner
 }
 
 func newRunner(p Part, pc pace, auditEvery time.Duration, done func(outcome)) *runner {
@@ -174,12 +184,24 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
 	}
 	r.done(o)
-	if fresh && o.err == nil {
-		for _, n := range r.next {
+	if o.err == nil {
+		r.succeeded(g, o.report, fresh)
+	}
+	return o.end.Sub(o.start)
+}
+
+// succeeded passes on that the Part has a goal in the kernel; fresh is false when it had it before.
+func (r *runner) succeeded(g goal, report Report, fresh bool) {
+	for _, n := range r.next {
+		if fresh {
 			n.set(g)
 		}
 	}
-	return o.end.Sub(o.start)
+	for _, w := range r.observers {
+		if w.part.(observer).observe(r.part.Name(), g.plan, report) {
+			w.kick()
+		}
+	}
 }
 
 // sleep waits; it returns false when the context ended meanwhile.

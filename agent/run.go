@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -90,15 +91,28 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
+	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	var l *loop
+	var announcer *bgpPart
+	if o.Config.BGP != nil {
+		announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
+			announceSession(w.reporter.Event, self, peer, up)
+			l.kick(bgpName)
+		})
+		defer announcer.close()
+		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
+	}
 	s = newStatus(parts, o.Config.SyncPeriod)
 	m := newMetrics(s, o.Version, w.lost)
+	if announcer != nil {
+		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
+	}
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
-	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
-	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
-	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {
 		return err

@@ -80,9 +80,9 @@ func (p Peer) String() string {
 }
 
 // Lines returns the Table as text: the speaker, its peers, then its paths, each line ended. It is empty for a speaker that
-// does nothing.
+// does nothing, and for none.
 func (t *Table) Lines() string {
-	if !t.RouterID.IsValid() {
+	if t == nil || !t.RouterID.IsValid() {
 		return ""
 	}
 	var b strings.Builder

@@ -35,6 +35,9 @@ type Session struct {
 // Up tells whether the session is established.
 func (s Session) Up() bool { return s.State == established }
 
+// Locked tells that there can't be a session, for want of a password; LastError says why.
+func (s Session) Locked() bool { return s.State == noPassword }
+
 const (
 	established = "established"
 	noPassword  = "no-password"
