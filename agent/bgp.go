@@ -181,10 +181,10 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	if wait := firstRules - time.Since(p.began); !complete && wait > 0 {
 		return Report{Retry: wait}, nil // or when the rules are there
 	}
-	changes, err := p.speaker.Sync(want)
-	logAnnouncements(changes)
+	result, err := p.speaker.Sync(want)
+	logAnnouncements(result.Changes)
 	notes, retry := sessionNotes(p.speaker.Sessions(), nodeRef(plan.Snapshot, p.nodeName), time.Now())
-	return Report{Notes: notes, Retry: retry}, err
+	return Report{Notes: notes, Retry: defaultTo(result.Again, retry)}, err
 }
 
 // logAnnouncements writes a line for each change of what is announced.

@@ -79,7 +79,7 @@ func startFRR(t *testing.T, ns *lab.Namespace, config string) *gateway {
 	need(t, "/usr/lib/frr/bgpd", "frr")
 	g := newGateway(t, ns)
 	zserv := filepath.Join(g.dir, "zserv.api")
-	common := []string{"-z", zserv, "--vty_socket", g.dir, "--skip_runas", "--log", "stdout"}
+	common := []string{"-z", zserv, "--vty_socket", g.dir, "-u", "root", "-g", "root", "--log", "stdout"}
 	empty := g.write("zebra.conf", "\n")
 	g.start("/usr/lib/frr/zebra", append(common, "-f", empty, "-i", filepath.Join(g.dir, "zebra.pid"), "-P", "0")...)
 	g.start("/usr/lib/frr/bgpd", append(common, "-f", g.write("bgpd.conf", config), "-i", filepath.Join(g.dir, "bgpd.pid"), "-P", "0", "-p", "179")...)

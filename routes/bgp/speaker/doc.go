@@ -13,6 +13,7 @@
 //   - The forwarding bit of graceful restart is tied to the restart bit, so every new session says that it comes from a restart:
 //     the kernel forwards, whatever becomes of this process. Then gobgp holds its updates back until the neighbour has sent
 //     all of its own, or for the deferral time. Nothing of theirs is waited for here, so that is as short as can be.
+//   - Having met one neighbour, it takes the restart bit from all. So they are met one after the other.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
 //   - Serve never returns, and some settings are global: a process has one Speaker.
 package speaker

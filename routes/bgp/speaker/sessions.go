@@ -40,6 +40,7 @@ func (s Session) Locked() bool { return s.State == noPassword }
 
 const (
 	established = "established"
+	idle        = "idle"
 	noPassword  = "no-password"
 )
 
@@ -59,9 +60,9 @@ func (s *Speaker) Sessions() []Session {
 	}
 	sessions := make([]Session, 0, len(s.wanted))
 	for _, peer := range s.wanted {
-		session := Session{Peer: peer, State: noPassword}
+		session := Session{Peer: peer, State: idle, Since: time.Now()} // its turn has not come
 		if err := s.locked[peer.Address]; err != nil {
-			session.LastError = err.Error()
+			session.State, session.LastError = noPassword, err.Error()
 		}
 		key := peer.Address.String()
 		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {

@@ -36,8 +36,8 @@ type Speaker struct {
 // A record is what is remembered of a peer.
 type record struct {
 	password string
-	// since is when the peer was added, or when its session was last lost.
-	since time.Time
+	// added is when the peer was, since when its session came up or was lost; the same before either.
+	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
 	up, beenUp bool
 }
@@ -47,18 +47,32 @@ func New(changed func(peer netip.Addr, up bool)) *Speaker {
 	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
 }
 
-// Sync has the neighbours told what a Table has, and returns the difference that it made. The identity (ASN, RouterID,
-// ListenPort) is settled by the first Table that has one, for as long as the process lives. A peer whose password can't be
-// read is not started, and Sessions says so; a session that is up goes on. What fails is tried again by the next Sync.
-func (s *Speaker) Sync(want *bgp.Table) (bgp.Changes, error) {
+// A Result is what a Sync did.
+type Result struct {
+	// Changes is the difference that it found. Peers may be left of it.
+	Changes bgp.Changes
+	// Again is when the next Sync should come to start peers that have to wait for others; 0 when none has to.
+	Again time.Duration
+}
+
+const (
+	// turn is how long a new peer is waited for before the next is started, turnCheck how often that is looked at.
+	turn      = 5 * time.Second
+	turnCheck = 200 * time.Millisecond
+)
+
+// Sync has the neighbours told what a Table has. The identity (ASN, RouterID, ListenPort) is settled by the first Table that
+// has one, for as long as the process lives. A peer whose password can't be read is not started, and Sessions says so; a
+// session that is up goes on. What fails is tried again by the next Sync.
+func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.started {
 		if !want.RouterID.IsValid() {
-			return bgp.Changes{}, nil
+			return Result{}, nil
 		}
 		if err := s.start(want); err != nil {
-			return bgp.Changes{}, err
+			return Result{}, err
 		}
 	}
 	s.wanted = want.Peers
@@ -72,12 +86,16 @@ func (s *Speaker) Sync(want *bgp.Table) (bgp.Changes, error) {
 		}
 	}
 	if err := s.tell(c); err != nil {
-		return c, err
+		return Result{Changes: c}, err
 	}
 	s.have.Paths = able.Paths
 	err := s.meet(c, passwords)
-	s.have.Peers = slices.DeleteFunc(able.Peers, func(p bgp.Peer) bool { return s.records[p.Address] == nil })
-	return c, err
+	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
+	result := Result{Changes: c}
+	if len(s.have.Peers) < len(able.Peers) {
+		result.Again = turnCheck
+	}
+	return result, err
 }
 
 // start starts gobgp, with the policies that must be there before there is a peer.
@@ -165,16 +183,30 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		}
 	}
 	for _, p := range slices.Concat(c.Reset, c.Add) {
-		if s.records[p.Address] != nil {
-			continue // it could not be removed
+		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() {
+			continue // it could not be removed, or it is not its turn
 		}
 		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: apiPeer(p, passwords[p.Address])}); err != nil {
 			errs = append(errs, fmt.Errorf("add BGP peer %s: %w", p.Address, err))
 			continue
 		}
-		s.records[p.Address] = &record{password: passwords[p.Address], since: time.Now()}
+		s.records[p.Address] = &record{password: passwords[p.Address], added: time.Now(), since: time.Now()}
 	}
 	return errors.Join(errs...)
+}
+
+// restarting tells whether a peer is about to learn that this node comes from a restart. The others wait for that: when gobgp
+// 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
+// that they kept, for a moment.
+func (s *Speaker) restarting() (is bool) {
+	// It fails for no reason but a nil request.
+	_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
+		if r := s.records[a]; err == nil && r != nil && time.Since(r.added) < turn {
+			is = is || p.GracefulRestart.GetLocalRestarting()
+		}
+	})
+	return is
 }
 
 // remove ends the session with a peer by a Cease.
