@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -92,9 +91,14 @@ const (
 	mostPrepend             = 10
 )
 
-// check returns what the section means together with the rest of the configuration; nil when it is not given.
+// given tells whether the section says anything.
+func (b BGPConfiguration) given() bool {
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce) > 0 || b.AnnounceFromExcludedNodes
+}
+
+// check returns what the section means together with the rest of the configuration; nil when it says nothing.
 func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
-	if reflect.ValueOf(b).IsZero() {
+	if !b.given() {
 		return nil
 	}
 	out := &bgp.Config{
@@ -116,7 +120,7 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 	if len(b.Peers) == 0 {
 		refuse("bgp.peers", "are none, expected the routers to announce to, or no bgp at all")
 	}
-	if b.Announce == nil {
+	if len(b.Announce) == 0 {
 		b.Announce = []BGPAnnouncement{{Addresses: []string{bgp.PodCIDRs.String()}}}
 	}
 	for i, a := range b.Announce {

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,7 +51,32 @@ func (g *gateway) start(path string, args ...string) {
 }
 
 func newGateway(t *testing.T, ns *lab.Namespace) *gateway {
-	return &gateway{T: t, ns: ns, dir: t.TempDir()}
+	t.Helper()
+	// Not t.TempDir: nobody but root may pass through its parent.
+	dir, err := os.MkdirTemp("", "gateway")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return &gateway{T: t, ns: ns, dir: dir}
+}
+
+// belongsTo gives the gateway's folder to a user.
+func (g *gateway) belongsTo(name string) {
+	g.Helper()
+	u, err := user.Lookup(name)
+	if err != nil {
+		g.Fatal(err)
+	}
+	uid, errUID := strconv.Atoi(u.Uid)
+	gid, errGID := strconv.Atoi(u.Gid)
+	if err := errors.Join(errUID, errGID, os.Chown(g.dir, uid, gid)); err != nil {
+		g.Fatal(err)
+	}
 }
 
 func (g *gateway) write(name, text string) string {
@@ -78,12 +105,14 @@ func startFRR(t *testing.T, ns *lab.Namespace, config string) *gateway {
 	t.Helper()
 	need(t, "/usr/lib/frr/bgpd", "frr")
 	g := newGateway(t, ns)
+	g.belongsTo("frr") // as whom the daemons run
 	zserv := filepath.Join(g.dir, "zserv.api")
-	common := []string{"-z", zserv, "--vty_socket", g.dir, "-u", "root", "-g", "root", "--log", "stdout"}
+	common := []string{"-z", zserv, "--vty_socket", g.dir, "--log", "stdout"}
 	empty := g.write("zebra.conf", "\n")
 	g.start("/usr/lib/frr/zebra", append(common, "-f", empty, "-i", filepath.Join(g.dir, "zebra.pid"), "-P", "0")...)
 	g.start("/usr/lib/frr/bgpd", append(common, "-f", g.write("bgpd.conf", config), "-i", filepath.Join(g.dir, "bgpd.pid"), "-P", "0", "-p", "179")...)
-	g.show = []string{"vtysh", "--vty_socket", g.dir, "-c", "show bgp ipv4 unicast detail", "-c", "show bgp ipv6 unicast detail"}
+	// The communities are shown of one prefix at a time; that is docs/bgp.md's service range.
+	g.show = []string{"vtysh", "--vty_socket", g.dir, "-c", "show bgp ipv4 unicast", "-c", "show bgp ipv6 unicast", "-c", "show bgp ipv4 unicast 10.96.0.0/16"}
 	return g
 }
 

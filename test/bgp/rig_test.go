@@ -179,10 +179,14 @@ func (r *rig) noted(n *lab.Node, reason, detail string) error {
 	return fmt.Errorf("%s has not noted %s: %s", n.Name, reason, detail)
 }
 
+// nextHopIDs are what iproute2 shows of the kernel's nexthop objects, which FRR uses.
+var nextHopIDs = regexp.MustCompile(` nhid [0-9]+`)
+
 // kernelHas is nil when the routes of a namespace's kernel have the text.
 func kernelHas(ns *lab.Namespace, f cluster.Family, text string) error {
 	flag := map[cluster.Family]string{cluster.IPv4: "-4", cluster.IPv6: "-6"}[f]
 	out, err := ns.Run("ip", flag, "route")
+	out = nextHopIDs.ReplaceAllString(out, "")
 	if err == nil && !strings.Contains(out, text) {
 		err = fmt.Errorf("%q is not among the routes\n%s", text, out)
 	}
