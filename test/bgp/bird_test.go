@@ -210,3 +210,115 @@ protocol bgp node1 from nodes { neighbor 192.0.2.11 as 64512; }
 		}
 	}
 }
+
+// TestTTLSecurity: with ttlSecurity on both sides there is a session; a peer further away than it says has none.
+func TestTTLSecurity(t *testing.T) {
+	r := newRig(t)
+	g := startBIRD(t, r.lab.Router(), `
+log stderr all;
+router id 192.0.2.1;
+protocol device { }
+protocol bgp node1 {
+  local as 64500;
+  neighbor 192.0.2.11 as 64512;
+  ttl security on;
+  ipv4 { import all; export none; };
+}
+`)
+	far := startBIRD(t, r.outside.Namespace, `
+log stderr all;
+router id 198.51.100.10;
+protocol device { }
+protocol bgp node2 {
+  local as 64500;
+  neighbor 192.0.2.12 as 64512;
+  multihop;
+  ipv4 { import all; export none; };
+}
+`)
+	r.start("bgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, ttlSecurity: 1}]}", r.n1)
+	r.start("bgp: {asn: 64512, peers: [{address: 198.51.100.10, asn: 64500, ttlSecurity: 1}]}", r.n2)
+	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24") })
+	r.eventually(sessionBound, func() error { return r.noted(r.n2, cluster.ReasonBGPSessionDown, "198.51.100.10") })
+	r.ok(far.learned("!10.244.2.0/24"))
+}
+
+// TestListen: a router that can't be connected to connects itself, to the node's port.
+func TestListen(t *testing.T) {
+	r := newRig(t)
+	g := startBIRD(t, r.lab.Router(), `
+log stderr all;
+router id 192.0.2.1;
+protocol device { }
+protocol bgp node1 {
+  local 192.0.2.1 port 1179 as 64500;
+  neighbor 192.0.2.11 port 1790 as 64512;
+  password "secret";
+  connect delay time 1;
+  connect retry time 2;
+  ipv4 { import all; export none; };
+}
+`)
+	file := filepath.Join(t.TempDir(), "password")
+	r.ok(os.WriteFile(file, []byte("secret"), 0o600))
+	r.start(fmt.Sprintf("bgp: {asn: 64512, listenPort: 1790, peers: [{address: 192.0.2.1, asn: 64500, passwordFile: %s}]}", file), r.n1)
+	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24") })
+}
+
+// TestGoBGP: gobgpd as the gateway, with both families in one session.
+func TestGoBGP(t *testing.T) {
+	r := newRig(t)
+	g := startGoBGP(t, r.lab.Router(), `
+[global.config]
+  as = 64500
+  router-id = "192.0.2.1"
+[[neighbors]]
+  [neighbors.config]
+    neighbor-address = "192.0.2.11"
+    peer-as = 64512
+  [neighbors.transport.config]
+    passive-mode = true
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = "ipv4-unicast"
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = "ipv6-unicast"
+`)
+	r.start(`bgp:
+  asn: 64512
+  peers:
+  - {address: 192.0.2.1, asn: 64500, families: [IPv4, IPv6]}
+  announce:
+  - {addresses: [PodCIDRs, ClusterIPs, LoadBalancerIPs]}
+`, r.n1)
+	r.eventually(sessionBound, func() error {
+		return g.learned("10.244.1.0/24", "192.0.2.11", "fd00:10:244:1::/64", "2001:db8:2::11", webIP.String()+"/32", webIP6.String()+"/128", localIP.String()+"/32")
+	})
+	// gobgpd keeps nothing over a restart unless it is told to.
+	r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonBGPNoGracefulRestart, "192.0.2.1") })
+	r.cluster.SetEndpoints(r.web)
+	r.ok(r.cluster.Write())
+	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", "!"+webIP.String(), "!"+webIP6.String()) })
+}
+
+// TestRoutersReturn: a gateway that is gone and comes back has a session again within seconds, and everything that was announced
+// and withdrawn meanwhile.
+func TestRoutersReturn(t *testing.T) {
+	r := newRig(t)
+	config := example(t, "bird")
+	g := startBIRD(t, r.lab.Router(), config)
+	r.start(example(t, "yaml"), r.n1)
+	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", localIP.String()) })
+	g.procs[0].Kill()
+	r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonBGPSessionDown, "192.0.2.1") })
+	r.ok(r.up(r.n1, 0))
+	r.cluster.SetEndpoints(r.local)
+	r.ok(r.cluster.Write())
+	time.Sleep(5 * time.Second) // some attempts in vain
+	g = startBIRD(t, r.lab.Router(), config)
+	back := time.Now()
+	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", "fd00:10:244:1::/64", "!"+localIP.String()) })
+	t.Logf("%.1f s after the gateway's return both sessions are back", time.Since(back).Seconds())
+	r.eventually(sessionBound, func() error { return r.reaches(r.p1.Addrs[0], targetPort, "p1") })
+}

@@ -1,10 +1,12 @@
 package bgp
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -72,5 +74,50 @@ func TestRestart(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRestartWithTwoGateways: an agent with two gateways is killed and started again; neither drops a route meanwhile.
+func TestRestartWithTwoGateways(t *testing.T) {
+	r := newRig(t)
+	config := `
+log stderr all;
+router id %s;
+protocol device { }
+protocol kernel { ipv4 { export all; }; }
+protocol bgp node1 { local as 64500; neighbor 192.0.2.11 as 64512; ipv4 { import all; export none; }; }
+`
+	gw2 := r.lab.Client("gw2")
+	startBIRD(t, r.lab.Router(), strings.Replace(config, "%s", "192.0.2.1", 1))
+	startBIRD(t, gw2.Namespace, strings.Replace(config, "%s", "192.0.2.2", 1))
+	r.start("bgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500}, {address: 192.0.2.2, asn: 64500}]}", r.n1)
+	r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
+	monitors := map[string]*lab.Process{}
+	gateways := map[string]*lab.Namespace{"the first gateway": r.lab.Router(), "the second gateway": gw2.Namespace}
+	for name, ns := range gateways {
+		r.eventually(sessionBound, func() error { return kernelHas(ns, cluster.IPv4, "10.244.1.0/24 via 192.0.2.11") })
+		m, err := ns.Start(lab.Command{Path: "ip", Args: []string{"monitor", "route"}})
+		r.ok(err)
+		monitors[name] = m
+	}
+	for range 3 {
+		r.agents[r.n1].Kill()
+		time.Sleep(time.Second)
+		r.restart(r.n1)
+		r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
+		time.Sleep(2 * time.Second) // past the time for which updates are held back
+	}
+	for name, m := range monitors {
+		if out := m.Output(); strings.Contains(out, "Deleted") {
+			t.Errorf("%s dropped a route:\n%s", name, out)
+		}
+		_, err := gateways[name].Run("ip", "route", "del", "10.244.1.0/24") // which the monitor must see
+		r.ok(err)
+		r.eventually(startBound, func() error {
+			if !strings.Contains(m.Output(), "Deleted 10.244.1.0/24") {
+				return fmt.Errorf("%s: ip monitor saw nothing: %s", name, m.Output())
+			}
+			return nil
+		})
 	}
 }

@@ -20,6 +20,9 @@ var _ log.Logger = (*logger)(nil)
 
 func newLogger() *logger { return &logger{last: map[string]string{}} }
 
+// noMD5 begins what gobgp says when a listening socket does not take a password.
+const noMD5 = "failed to set md5"
+
 // shown are the fields that are passed on.
 var shown = [...]string{"Key", "State", "Reason", "Error", "Err", "Communicated-Reason"}
 

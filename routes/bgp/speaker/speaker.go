@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -186,13 +187,23 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() {
 			continue // it could not be removed, or it is not its turn
 		}
-		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: apiPeer(p, passwords[p.Address])}); err != nil {
-			errs = append(errs, fmt.Errorf("add BGP peer %s: %w", p.Address, err))
-			continue
-		}
-		s.records[p.Address] = &record{password: passwords[p.Address], added: time.Now(), since: time.Now()}
+		errs = append(errs, s.add(p, passwords[p.Address]))
 	}
 	return errors.Join(errs...)
+}
+
+// add starts a session. gobgp only warns when the listening socket does not take the peer's password, and would then let
+// connections in without.
+func (s *Speaker) add(p bgp.Peer, password string) error {
+	s.log.forget(p.Address.String())
+	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
+		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
+	}
+	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
+	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
+		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
+	}
+	return nil
 }
 
 // restarting tells whether a peer is about to learn that this node comes from a restart. The others wait for that: when gobgp

@@ -253,4 +253,16 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+
+	// A socket of MPTCP takes no password. The test's own setting is the standard one, unlike the agent's.
+	locked := bgp.Peer{Address: netip.MustParseAddr("127.0.0.15"), Port: 1, ASN: 64504, Families: [2]bool{true, false}, HoldTime: 9 * time.Second,
+		KeepaliveTime: 3 * time.Second, ConnectRetryTime: time.Second, PasswordFile: filepath.Join(t.TempDir(), "password")}
+	if err := os.WriteFile(locked.PasswordFile, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	table.Peers = []bgp.Peer{locked}
+	_, err = s.Sync(table)
+	if _, md5 := s.records[locked.Address]; md5 == (err != nil) {
+		t.Errorf("the peer is there: %v, although %v", md5, err)
+	}
 }
