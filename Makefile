@@ -4,7 +4,7 @@
 # make unit    runs the tests that need no root
 # make lint    vet, gofmt, staticcheck, go mod verify, and govulncheck where its database can be reached
 # make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up, make demo-down takes it down)
-# make bench   prints what large rule sets cost (needs root)
+# make bench   prints what large rule sets cost, fairway's and kube-proxy's (needs root)
 # make differential  compares many more random clusters with kube-proxy than make test does (needs root)
 # make clean   removes what was built
 
@@ -47,7 +47,7 @@ demo-down:
 	@CGO_ENABLED=0 go build -trimpath -o bin/demo ./test/demo
 	@$(SUDO) bin/demo -down
 
-# BENCH passes flags on: make bench BENCH='-services 1000 -agent=false'
+# BENCH passes flags on: make bench BENCH='-services 1000 -only contenders -contenders fairway-legacy,fairway-nft -rounds 1'
 bench: tools build
 	FAIRWAY_BIN=bin/fairway $(SUDO) go run ./test/bench $(BENCH)
 

@@ -55,6 +55,9 @@ type AgentConfiguration struct {
 	// BindAddress is this node's address of its family instead of that in the Node's status. Nothing is bound to it; the name
 	// is kube-proxy's.
 	BindAddress string `json:"bindAddress,omitempty"`
+	// KeepJumpsFirst puts the jumps to Services' rules first again in nat when somebody else's rule comes before them; true when
+	// not given.
+	KeepJumpsFirst *bool `json:"keepJumpsFirst,omitempty"`
 	// UnknownServices is Reject (the default) or Forward: what happens to packets for the service range that are for no port
 	// of a Service.
 	UnknownServices string `json:"unknownServices,omitempty"`
@@ -149,6 +152,7 @@ type Config struct {
 	NodePorts       *proxy.NodePortPolicy
 	// NodeIPs replace the addresses of the Node's status, by family as in cluster.Families; the zero Addr does not.
 	NodeIPs         [2]netip.Addr
+	KeepJumpsFirst  bool
 	ForwardUnknown  bool
 	IPTablesBackend string
 	// SyncPeriod is positive, MinSyncPeriod at most as long.
@@ -189,6 +193,7 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 		MasqueradeBit:       uint8(number("masqueradeBit", a.MasqueradeBit, 14, 0, 31, refuse)),
 		NodePorts:           a.nodePorts(refuse),
 		NodeIPs:             a.nodeIPs(refuse),
+		KeepJumpsFirst:      a.KeepJumpsFirst == nil || *a.KeepJumpsFirst,
 		ForwardUnknown:      oneOf("unknownServices", a.UnknownServices, refuse, "Reject", "Forward") == "Forward",
 		IPTablesBackend:     oneOf("iptablesBackend", a.IPTablesBackend, refuse, "auto", "legacy", "nft"),
 		Conntrack:           a.Conntrack.check(refuse),

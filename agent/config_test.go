@@ -41,6 +41,7 @@ masqueradeAll: true
 masqueradeBit: 0
 nodePortAddresses: [192.0.2.0/24, "::/0"]
 localhostNodePorts: false
+keepJumpsFirst: false
 bindAddress: 2001:db8::10
 unknownServices: Forward
 iptablesBackend: nft
@@ -90,6 +91,7 @@ func TestDefaults(t *testing.T) {
 		Detect:             proxy.DetectClusterCIDR,
 		MasqueradeBit:      14,
 		NodePorts:          &proxy.NodePortPolicy{Localhost: true},
+		KeepJumpsFirst:     true,
 		IPTablesBackend:    "auto",
 		SyncPeriod:         30 * time.Second,
 		MinSyncPeriod:      500 * time.Millisecond,

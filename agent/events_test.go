@@ -11,6 +11,8 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/report"
+	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // An eventLog keeps the Events that are created.
@@ -81,5 +83,41 @@ func TestConflictEvents(t *testing.T) {
 	}
 	if got := log.about("older"); len(got) > 0 {
 		t.Errorf("Events about the older Service: %v", got)
+	}
+}
+
+// TestRepairEvents: a repair is one Event on the Node that says what was done, by whom, and how long it took; what is left as it is
+// is none, and neither is more than ten in a row.
+func TestRepairEvents(t *testing.T) {
+	part := rulesPrefix + "IPv4"
+	l, _ := startLoop(t, &fakePart{name: part})
+	log := &eventLog{}
+	reporter := report.New(log, "a")
+	self := cluster.Ref{Kind: "Node", Name: "a"}
+	l.event = func(reason, message string) { reporter.Event(self, "Warning", reason, message) }
+	start := time.Now()
+	found := finding{}
+	found.add(nil, start)
+	found.add([]netfilter.Change{{By: "pid 7 (nft)"}, {By: "pid 7 (nft)"}}, start.Add(time.Hour))
+	done := func(d iptables.Drift) {
+		found.Drifts = []iptables.Drift{d}
+		l.done(outcome{part: part, end: start.Add(40 * time.Millisecond), report: Report{Found: found}})
+	}
+	done(iptables.Drift{Table: "filter", Kind: iptables.JumpDisplaced, Chain: "INPUT", Left: true})
+	for range 12 {
+		done(iptables.Drift{Table: "nat", Kind: iptables.JumpMissing, Chain: "OUTPUT", Rule: "-A OUTPUT -j KUBE-SERVICES"})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- reporter.Run(ctx) }()
+	eventually(t, "ten Events", func() bool { return len(log.about("a")) == 10 })
+	cancel()
+	<-ended
+	if got := reporter.Dropped(); got != 2 {
+		t.Errorf("%d were dropped, expected 2", got)
+	}
+	const want = "IPv4 rules that somebody else had changed were repaired within 40ms, changed by pid 7 (nft): nat OUTPUT jump-missing: -A OUTPUT -j KUBE-SERVICES"
+	if e := log.events[0]; e.Reason != eventRepaired || e.Note != want {
+		t.Errorf("the Event says %s %q\nexpected %q", e.Reason, e.Note, want)
 	}
 }

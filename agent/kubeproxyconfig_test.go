@@ -152,6 +152,7 @@ clientConnection: {kubeconfig: k.conf, qps: 50, burst: 100, contentType: applica
 		MasqueradeBit:   15,
 		NodePorts:       &proxy.NodePortPolicy{CIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("0.0.0.0/0")}},
 		NodeIPs:         [2]netip.Addr{netip.MustParseAddr("192.0.2.10")},
+		KeepJumpsFirst:  true,
 		IPTablesBackend: "auto",
 		SyncPeriod:      time.Minute,
 		MinSyncPeriod:   5 * time.Second,

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +15,9 @@ type Reporter interface {
 	Report(notes []cluster.Note)
 }
 
+// eventRepaired is the reason of the Event that says that rules were repaired.
+const eventRepaired = "RulesRepaired"
+
 // A loop makes Plans and hands them to the Parts.
 type loop struct {
 	config  Config
@@ -25,6 +29,8 @@ type loop struct {
 	// reporting guards reporter, which every Part's outcome leads to.
 	reporting sync.Mutex
 	reporter  Reporter
+	// event, when not nil, writes a Warning about the own Node.
+	event func(reason, message string)
 
 	// mu guards the inputs; wake says that they changed.
 	mu       sync.Mutex
@@ -41,6 +47,7 @@ func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Repor
 			pc.interval, pc.share, pc.most = c.MinSyncPeriod, rulesShare, rulesMost
 		}
 		l.runners = append(l.runners, newRunner(p, pc, c.SyncPeriod, l.done))
+		l.runners[len(l.runners)-1].began = s.began
 	}
 	for _, r := range l.runners {
 		if f, ok := r.part.(follower); ok {
@@ -110,11 +117,16 @@ func (l *loop) run(ctx context.Context) {
 	for _, r := range l.runners {
 		wg.Go(func() { r.run(ctx) })
 	}
+	beat := time.NewTicker(beatEvery)
+	defer beat.Stop()
 	var g goal
 	for {
+		l.status.beat(time.Now())
 		select {
 		case <-ctx.Done():
 			return
+		case <-beat.C:
+			continue
 		case <-l.wake:
 		}
 		s := l.inputs()
@@ -160,6 +172,9 @@ func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 // done is told every outcome of every Part.
 func (l *loop) done(o outcome) {
 	l.metrics.done(o)
+	if found := o.report.Found; l.event != nil && len(found.repaired()) > 0 {
+		l.event(eventRepaired, found.message(strings.TrimPrefix(o.part, rulesPrefix), o.end))
+	}
 	l.reporting.Lock()
 	defer l.reporting.Unlock()
 	l.reporter.Report(l.status.done(o))

@@ -37,6 +37,7 @@ type metrics struct {
 	proxyFailures   *prometheus.CounterVec   // by ip_family
 	writes          *prometheus.CounterVec   // by part
 	drift           *prometheus.CounterVec   // by part
+	found           *prometheus.CounterVec   // by ip_family, table, kind and found_by
 	flowsDuration   *prometheus.HistogramVec // by ip_family
 	flowsDeleted    *prometheus.CounterVec   // by ip_family
 	planDuration    prometheus.Histogram
@@ -75,6 +76,8 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		proxyFailures: counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Restores of service rules that were refused, and syncs that failed otherwise.", "ip_family"),
 		writes:        counter("fairway_sync_writes_total", "Syncs that wrote to the kernel.", "part"),
 		drift:         counter("fairway_drift_repaired_total", "Routes and chains repaired after somebody else had changed them.", "part"),
+		found: counter("fairway_drift_total", "Changes that somebody else made to the service rules, by what they were and how they were noticed.",
+			"ip_family", "table", "kind", "found_by"),
 		flowsDuration: histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of one look through conntrack's UDP entries.", "ip_family"),
 		flowsDeleted:  counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "UDP entries deleted from conntrack because their endpoint or service is gone.", "ip_family"),
 		planDuration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fairway_plan_duration_seconds",
@@ -99,7 +102,7 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 			return time.Since(since).Seconds()
 		}))
 	}
-	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.flowsDuration, m.flowsDeleted, m.planDuration,
+	m.registry.MustRegister(m.syncDuration, m.proxyDuration, m.syncErrors, m.proxyFailures, m.writes, m.drift, m.found, m.flowsDuration, m.flowsDeleted, m.planDuration,
 		m.fullDuration, m.partialDuration, m.programming, m.serviceChanges, m.endpointChanges, m.partialFailures, m.lastRules,
 		pending("kubeproxy_sync_proxy_rules_service_changes_pending", "Changes of Services that are not in the kernel yet.",
 			func() int { services, _ := m.changes.pending(); return services }),
@@ -172,6 +175,13 @@ func (m *metrics) rulesDone(o outcome, family string) {
 			m.partialFailures.WithLabelValues(family).Inc()
 		}
 	}
+	by := "watch"
+	if o.report.Found.Audit {
+		by = "audit"
+	}
+	for _, d := range o.report.Found.Drifts {
+		m.found.WithLabelValues(family, d.Table, string(d.Kind), by).Inc()
+	}
 	m.flowsDeleted.WithLabelValues(family).Add(float64(o.report.Flows.Deleted))
 	if d := o.report.Flows.Duration; d > 0 {
 		m.flowsDuration.WithLabelValues(family).Observe(d.Seconds())
@@ -203,6 +213,7 @@ var (
 	descReady       = prometheus.NewDesc("fairway_programmed", "1 when the latest state of the cluster is in the kernel.", []string{"part"}, nil)
 	descSync        = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync of the service rules.", []string{"ip_family"}, nil)
 	descQueued      = prometheus.NewDesc("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync of the service rules was last asked for.", []string{"ip_family"}, nil)
+	descVerified    = prometheus.NewDesc("fairway_verified_age_seconds", "How long ago the kernel was last known to hold what was programmed.", []string{"part"}, nil)
 	descPending     = prometheus.NewDesc("fairway_pending_seconds", "How long the oldest change has been waiting to be programmed.", []string{"part"}, nil)
 	descRules       = prometheus.NewDesc("kubeproxy_sync_proxy_rules_iptables_total", "Rules that should be in the kernel.", []string{"table", "ip_family"}, nil)
 	descRoutes      = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
@@ -234,7 +245,10 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descQuarantined, float64(len(quarantined)))
 	now := time.Now()
 	for name, p := range v.parts {
-		gauge(descReady, boolean(v.revision > 0 && p.programmed == v.revision), name)
+		gauge(descReady, boolean(v.revision > 0 && p.programmed == v.revision && !p.doubt), name)
+		if !p.verified.IsZero() {
+			gauge(descVerified, max(0, now.Sub(p.verified).Seconds()), name)
+		}
 		waiting := 0.0
 		if !p.pending.IsZero() {
 			waiting = now.Sub(p.pending).Seconds()

@@ -227,7 +227,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	r.m.planned(time.Second)
 	r.m.healthz(http.StatusOK)
 	r.m.livez(http.StatusOK)
-	for _, o := range []outcome{{revision: 1, report: Report{Full: true, Wrote: true, Drift: 1, Flows: netfilter.FlowsReport{Deleted: 1, Duration: time.Second}}}, {revision: 1, err: errors.New("no"),
+	for _, o := range []outcome{{revision: 1, report: Report{Full: true, Wrote: true, Drift: 1, Found: finding{Drifts: []iptables.Drift{{Table: "nat", Kind: iptables.TableFlushed}}}, Flows: netfilter.FlowsReport{Deleted: 1, Duration: time.Second}}}, {revision: 1, err: errors.New("no"),
 		report: Report{Notes: []cluster.Note{{Reason: cluster.ReasonQuarantined}}}}} {
 		o.part, o.start, o.end = rulesPrefix+"IPv4", r.m.start, r.m.start.Add(time.Second)
 		r.m.done(o)

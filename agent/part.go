@@ -7,6 +7,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
@@ -44,6 +45,8 @@ type Report struct {
 	// Drift counts the routes or chains that were written. When the Plan was in the kernel already, they repaired what
 	// somebody else had changed.
 	Drift int
+	// Found is what somebody else had done to service rules, and is repaired.
+	Found finding
 	// Full is true when the Sync began by reading everything back, instead of taking the difference to what was last known.
 	Full bool
 	// WroteFilter and WroteNAT count the iptables rules written to these tables, Refused the restores that were refused.
@@ -89,6 +92,8 @@ type runner struct {
 	programmed uint64
 	// done is told every outcome; it must not block for long.
 	done func(outcome)
+	// began, when not nil, is told that a Sync begins.
+	began func(part string, at time.Time)
 	// next get their goals from this runner, when it has them in the kernel; led tells that this runner is such a one.
 	next []*runner
 	led  bool
@@ -132,8 +137,7 @@ func (r *runner) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case g = <-r.goals:
-		case <-r.kicks:
-			reread = true
+		case <-r.kicks: // the Part knows where to look
 		case <-audit.C:
 			reread, audited = true, true
 		case <-retry:
@@ -160,6 +164,9 @@ func (r *runner) run(ctx context.Context) {
 // sync runs the Part once, and returns how long that took.
 func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	o := outcome{part: r.part.Name(), revision: g.revision, start: time.Now()}
+	if r.began != nil {
+		r.began(o.part, o.start)
+	}
 	o.report, o.err = r.part.Sync(ctx, g.plan, reread)
 	o.end = time.Now()
 	fresh := g.revision != r.programmed
@@ -173,8 +180,9 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 	if ctx.Err() != nil {
 		return 0
 	}
-	if o.report.Drift > 0 {
-		klog.InfoS("Repaired what somebody else had changed", "part", o.part, "changes", o.report.Drift)
+	if o.report.Drift > 0 || len(o.report.Found.Drifts) > 0 {
+		klog.InfoS("Somebody else had changed what is ours", "part", o.part, "changes", o.report.Drift,
+			"by", o.report.Found.By, "what", iptables.Summarize(o.report.Found.Drifts))
 	}
 	if o.report.Wrote {
 		klog.V(2).InfoS("Wrote to the kernel", "part", o.part, "revision", o.revision, "took", o.end.Sub(o.start))

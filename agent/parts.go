@@ -67,6 +67,10 @@ type rulesPart struct {
 	rules    *netfilter.Rules
 	clients  clientWatch
 	flows    flowKeeper
+	// suspects is what the watch on the rules tells; nil where there is none to be, and the kernel is trusted between audits.
+	suspects *suspicions
+	// found is what others did, until it is repaired.
+	found finding
 	// quarantined counts the Services that the last Sync left out.
 	quarantined int
 }
@@ -74,9 +78,7 @@ type rulesPart struct {
 func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }
 
 func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
-	if reread {
-		p.rules.Invalidate()
-	}
+	p.suspect(reread)
 	s := plan.Services[p.index]
 	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
@@ -90,6 +92,14 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 			report.Drift += r.Chains
 		}
 		p.quarantined = len(r.Quarantined)
+		p.found.Drifts = append(p.found.Drifts, r.Drifts...)
+		report.Notes = append(report.Notes, notesAbove(r.Family, nodeRef(plan.Snapshot, p.nodeName), r.Above)...)
+	}
+	if err == nil {
+		report.Found, p.found = p.found, finding{}
+		if p.suspects != nil {
+			p.suspects.settle()
+		}
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
 	if err == nil {
@@ -100,6 +110,30 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
 	return report, err
+}
+
+// suspect has the rules read back where somebody else may have changed them.
+func (p *rulesPart) suspect(reread bool) {
+	var changes []netfilter.Change
+	watching := true
+	if p.suspects != nil {
+		changes, watching = p.suspects.take()
+	}
+	if reread || !watching {
+		p.rules.Invalidate()
+	}
+	for _, c := range changes {
+		p.rules.Doubt(c)
+	}
+	p.found.add(changes, time.Now())
+}
+
+// standing tells until when the rules are known to be untouched.
+func (p *rulesPart) standing() (quiet time.Time, doubt bool) {
+	if p.suspects == nil {
+		return time.Time{}, false
+	}
+	return p.suspects.standing()
 }
 
 // openLocalhost lets node ports at 127.0.0.1 work, now that the rules are there which keep neighbours away from it.

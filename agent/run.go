@@ -59,6 +59,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	announceBackend(backend)
+	warnOfOtherModes()
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -72,6 +73,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	watched := map[cluster.Family]*rulesPart{}
 	for i, f := range cluster.Families {
 		if backend.Missing[f] != "" {
 			facts.Absent[i] = true
@@ -80,7 +82,9 @@ func run(ctx context.Context, o Options) error {
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
 		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}}
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
+		rules.rules.KeepFirst = o.Config.KeepJumpsFirst
+		watched[f] = rules
 		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
@@ -104,6 +108,7 @@ func run(ctx context.Context, o Options) error {
 		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
 	}
 	s = newStatus(parts, o.Config.SyncPeriod)
+	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if announcer != nil {
 		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
@@ -113,6 +118,7 @@ func run(ctx context.Context, o Options) error {
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {
 		return err
@@ -122,6 +128,7 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { return watchRules(ctx, backend, l, watched) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
 }
 
@@ -177,6 +184,17 @@ func announceBackend(b *netfilter.Backend) {
 		klog.InfoS("An address family is left out, the other is served", "family", f, "reason", reason)
 	}
 	for _, w := range b.Warnings {
+		klog.InfoS("Warning", "detail", w)
+	}
+}
+
+// warnOfOtherModes says what of a kube-proxy in another mode acts on the same packets.
+func warnOfOtherModes() {
+	list, err := netfilter.OtherModes()
+	if err != nil {
+		klog.InfoS("Whether there is something of a kube-proxy in another mode can't be told", "reason", err)
+	}
+	for _, w := range list {
 		klog.InfoS("Warning", "detail", w)
 	}
 }

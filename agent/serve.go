@@ -98,10 +98,10 @@ func (s *server) serveOrFail(ctx context.Context, failed func(*server, error)) e
 
 // healthHandler serves what kube-proxy serves on port 10256, with the same meaning, and /readyz.
 //
-//	/livez    200 unless something has been waiting to be programmed for two syncPeriods, other than routes that fail with an error
+//	/livez    200 unless the loop hangs, or a single sync has been running for ten minutes
 //	/healthz  200 unless something has been waiting for so long, and 503 while the node is about to go away, so that
 //	          load balancers send it nothing new
-//	/readyz   200 when the latest state of the cluster is in the kernel
+//	/readyz   200 when the latest state of the cluster is in the kernel, and nothing says that it is not any more
 func healthHandler(s *status, m *metrics, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
@@ -115,7 +115,7 @@ func healthHandler(s *status, m *metrics, now func() time.Time) http.Handler {
 		answer(w, code, body)
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		code, body := readyBody(s.view())
+		code, body := readyBody(s.view(), now())
 		answer(w, code, body)
 	})
 	return mux
@@ -137,14 +137,14 @@ type health struct {
 }
 
 func healthBody(v view, now time.Time, eligibility bool) (int, any) {
-	h := health{CurrentTime: now, Healthy: true, Status: map[string]familyHealth{}}
+	// Whether something waits, fails or is refused is nothing that a restart would mend; /livez is about what hangs.
+	h := health{CurrentTime: now, Healthy: !v.stuck(now), Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
 		ok := v.keepsUp(p, now)
+		if eligibility {
+			h.Healthy = h.Healthy && ok
+		}
 		family, isRules := strings.CutPrefix(name, rulesPrefix)
-		// kube-proxy's /livez is about rules. Routes that fail with an error, such as a read-only /proc/sys, are alive: a
-		// restart would meet the same, over and over.
-		excused := !eligibility && !isRules && p.err != nil
-		h.Healthy = h.Healthy && (ok || excused)
 		if !isRules {
 			continue
 		}
@@ -172,21 +172,31 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 
 // readiness is the answer of /readyz.
 type readiness struct {
-	Ready    bool                     `json:"ready"`
+	Ready bool `json:"ready"`
+	// IPTables is the backend that the rules are in.
+	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
 	Parts    map[string]partReadiness `json:"parts"`
 }
 
 type partReadiness struct {
-	Programmed  uint64    `json:"programmed"`
+	Programmed uint64 `json:"programmed"`
+	// Verified is the revision that the kernel was known to hold VerifiedAge ago. InDoubt says that somebody has changed it since,
+	// perhaps.
+	Verified    uint64    `json:"verified"`
+	VerifiedAge string    `json:"verifiedAge,omitempty"`
+	InDoubt     bool      `json:"inDoubt,omitempty"`
 	LastUpdated time.Time `json:"lastUpdated"`
 	Error       string    `json:"error,omitempty"`
 }
 
-func readyBody(v view) (int, any) {
-	r := readiness{Ready: v.ready(), Revision: v.revision, Parts: map[string]partReadiness{}}
+func readyBody(v view, now time.Time) (int, any) {
+	r := readiness{Ready: v.ready(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
-		part := partReadiness{Programmed: p.programmed, LastUpdated: p.updated}
+		part := partReadiness{Programmed: p.programmed, Verified: p.programmed, InDoubt: p.doubt, LastUpdated: p.updated}
+		if !p.verified.IsZero() {
+			part.VerifiedAge = max(0, now.Sub(p.verified)).Round(time.Millisecond).String()
+		}
 		if p.err != nil {
 			part.Error = p.err.Error()
 		}

@@ -18,6 +18,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // TestOpenWaits: an address that is in use for a moment is waited for, and the end of the context ends the wait.
@@ -94,8 +96,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestLivezOfFailingParts: a minute of failures is for a liveness probe when rules fail, not when routes do; both are for a
-// load balancer, and so is a part that does not answer at all.
+// TestLivezOfFailingParts: what waits for a minute or fails is for a load balancer, but nothing for a liveness probe. A restart
+// would meet the same.
 func TestLivezOfFailingParts(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
@@ -105,8 +107,8 @@ func TestLivezOfFailingParts(t *testing.T) {
 		livez, healthz int
 	}{
 		{routesName, errors.New("/proc/sys is read-only"), http.StatusOK, http.StatusServiceUnavailable},
-		{routesName, nil, http.StatusServiceUnavailable, http.StatusServiceUnavailable},
-		{rulesPrefix + "IPv4", errors.New("the lock is held"), http.StatusServiceUnavailable, http.StatusServiceUnavailable},
+		{routesName, nil, http.StatusOK, http.StatusServiceUnavailable},
+		{rulesPrefix + "IPv4", errors.New("the lock is held"), http.StatusOK, http.StatusServiceUnavailable},
 	} {
 		s := newStatus([]Part{&fakePart{name: c.part}}, 30*time.Second)
 		s.queued(goal{1, plan}, plan.Snapshot.Nodes[0], start)
@@ -122,6 +124,67 @@ func TestLivezOfFailingParts(t *testing.T) {
 			t.Errorf("%s, %v: /livez %d and /healthz %d, expected %d and %d", c.part, c.err, livez, healthz, c.livez, c.healthz)
 		}
 	}
+}
+
+// TestLivezOfWhatHangs: a loop that does not go round, or a sync that does not end, is for a liveness probe.
+func TestLivezOfWhatHangs(t *testing.T) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	part := rulesPrefix + "IPv4"
+	for what, hang := range map[string]func(*status){
+		"the loop": func(s *status) { s.beat(start) },
+		"a sync":   func(s *status) { s.began(part, start) },
+	} {
+		s := newStatus([]Part{&fakePart{name: part}}, 30*time.Second)
+		hang(s)
+		for after, want := range map[time.Duration]int{stuckAfter: http.StatusOK, stuckAfter + time.Second: http.StatusServiceUnavailable} {
+			if code, _ := healthBody(s.view(), start.Add(after), false); code != want {
+				t.Errorf("%s hangs for %s: /livez is %d, expected %d", what, after, code, want)
+			}
+		}
+		s.beat(start.Add(time.Hour))
+		s.done(outcome{part: part, err: errors.New("at last")})
+		if code, _ := healthBody(s.view(), start.Add(time.Hour), false); code != http.StatusOK {
+			t.Errorf("%s goes on: /livez is %d", what, code)
+		}
+	}
+}
+
+// TestReadyzSaysWhatIsVerified: ready is what is programmed and not in doubt; the age runs from the last write, or from what the
+// watch says, which a failure or a doubt stops.
+func TestReadyzSaysWhatIsVerified(t *testing.T) {
+	at := func(second int) time.Time { return time.Date(2026, 1, 1, 0, 0, second, 0, time.UTC) }
+	plan := MakePlan(aSnapshot("10.0.0.1"), Config{NodeName: "a"}, Offline, nil)
+	suspects := &suspicions{}
+	part := &rulesPart{suspects: suspects}
+	s := newStatus([]Part{part}, 30*time.Second)
+	check := func(what string, now int, code int, want partReadiness) {
+		t.Helper()
+		got, body := readyBody(s.view(), at(now))
+		have := body.(readiness).Parts[part.Name()]
+		have.LastUpdated, have.Error = time.Time{}, ""
+		if got != code || have != want {
+			t.Errorf("%s: %d %+v, expected %d %+v", what, got, have, code, want)
+		}
+	}
+	s.queued(goal{1, plan}, plan.Snapshot.Nodes[0], at(0))
+	check("before anything", 1, http.StatusServiceUnavailable, partReadiness{})
+	s.done(outcome{part: part.Name(), revision: 1, end: at(2)})
+	check("written", 5, http.StatusOK, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "3s"})
+	suspects.quietAt(at(9))
+	check("the watch is quiet", 10, http.StatusOK, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "1s"})
+	suspects.changed(netfilter.Change{})
+	suspects.quietAt(at(11))
+	check("in doubt", 12, http.StatusServiceUnavailable, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "10s", InDoubt: true})
+	suspects.take()
+	suspects.settle()
+	s.done(outcome{part: part.Name(), revision: 1, end: at(13)})
+	check("looked into", 13, http.StatusOK, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "0s"})
+	s.done(outcome{part: part.Name(), revision: 1, end: at(14), err: errors.New("the lock is held")})
+	suspects.quietAt(at(15))
+	check("a failed audit", 16, http.StatusOK, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "3s"})
+	suspects.lost()
+	s.done(outcome{part: part.Name(), revision: 1, end: at(17)})
+	check("no watch", 20, http.StatusOK, partReadiness{Programmed: 1, Verified: 1, VerifiedAge: "3s"})
 }
 
 // TestServeAgain: an address that can't be bound is told once and tried again until it can.
@@ -287,9 +350,9 @@ func TestHealthForm(t *testing.T) {
 	check("/healthz while one waits", body(10, true),
 		`200 {"lastUpdated":"10","currentTime":"10","nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"00","healthy":true}}}`)
 	for _, eligibility := range []bool{false, true} {
-		want := `503 {"lastUpdated":"05","currentTime":"1:04","healthy":false,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"00","healthy":false}}}`
+		want := `200 {"lastUpdated":"1:04","currentTime":"1:04","healthy":true,"status":{"IPv4":{"lastUpdated":"05","healthy":true},"IPv6":{"lastUpdated":"00","healthy":false}}}`
 		if eligibility {
-			want = strings.Replace(want, `"healthy"`, `"nodeEligible":true,"healthy"`, 1)
+			want = strings.Replace(want, `200 {"lastUpdated":"1:04","currentTime":"1:04","healthy":true`, `503 {"lastUpdated":"05","currentTime":"1:04","nodeEligible":true,"healthy":false`, 1)
 		}
 		check("after a minute", body(64, eligibility), want)
 	}

@@ -13,6 +13,8 @@ type status struct {
 	// staleAfter is how long something may be waiting to be programmed before the agent calls itself unhealthy. It does not
 	// change.
 	staleAfter time.Duration
+	// iptables is the name of the backend that the rules are in. It does not change.
+	iptables string
 
 	mu       sync.Mutex
 	revision uint64 // of the latest goal; 0 before the first
@@ -21,6 +23,8 @@ type status struct {
 	plan     *Plan
 	parts    map[string]*partStatus
 	started  time.Time
+	// beaten is when the loop last showed that it goes round.
+	beaten time.Time
 }
 
 // A partStatus is where a Part stands.
@@ -28,19 +32,43 @@ type partStatus struct {
 	// programmed is the revision that the kernel was last in line with.
 	programmed uint64
 	updated    time.Time
+	// verified is the last moment at which the kernel was known to hold what was programmed: it was written or read back then, or
+	// whoever watches it had nothing to tell. doubt is that it may have been changed since.
+	verified time.Time
+	doubt    bool
+	// running is since when a Sync runs; zero when none does.
+	running time.Time
 	// queued is when the latest goal was set.
 	queued time.Time
 	// pending is since when something waits; zero when nothing does.
 	pending time.Time
 	err     error
 	notes   []cluster.Note
+	// standing asks the Part's watch; nil for a Part without.
+	standing func() (quiet time.Time, doubt bool)
 }
+
+// A watchedPart is a Part that is told what others do to its corner of the kernel.
+type watchedPart interface {
+	// standing returns until when it is known to be untouched, zero for never, and whether it is in doubt now.
+	standing() (quiet time.Time, doubt bool)
+}
+
+// The loop shows that it goes round every beatEvery. When it has not for stuckAfter, or a single Sync runs for as long, something
+// hangs that a restart may mend: no honest command takes as long (see netfilter's commandTimeout).
+const (
+	beatEvery  = time.Second
+	stuckAfter = 10 * time.Minute
+)
 
 // newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
 func newStatus(parts []Part, syncPeriod time.Duration) *status {
 	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
+		if w, ok := p.(watchedPart); ok {
+			s.parts[p.Name()].standing = w.standing
+		}
 	}
 	return s
 }
@@ -61,17 +89,31 @@ func (s *status) queued(g goal, node *cluster.Node, now time.Time) {
 	}
 }
 
+// beat records that the loop goes round.
+func (s *status) beat(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beaten = now
+}
+
+// began records that a Sync begins.
+func (s *status) began(part string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parts[part].running = at
+}
+
 // done records an outcome, and returns all notes that hold now.
 func (s *status) done(o outcome) []cluster.Note {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.parts[o.part]
-	p.err = o.err
+	p.err, p.running = o.err, time.Time{}
 	if o.err == nil || len(o.report.Notes) > 0 { // a failure that tells nothing takes nothing back
 		p.notes = o.report.Notes
 	}
 	if o.err == nil {
-		p.programmed, p.updated = o.revision, o.end
+		p.programmed, p.updated, p.verified = o.revision, o.end, o.end
 		if o.revision == s.revision {
 			p.pending = time.Time{}
 		} else {
@@ -96,6 +138,7 @@ func (s *status) allNotes() []cluster.Note {
 // view is a copy of the status at one moment.
 type view struct {
 	staleAfter time.Duration
+	iptables   string
 
 	revision uint64
 	node     *cluster.Node
@@ -103,16 +146,44 @@ type view struct {
 	plan     *Plan
 	parts    map[string]partStatus
 	started  time.Time
+	beaten   time.Time
 }
 
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{staleAfter: s.staleAfter, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started}
+	v := view{staleAfter: s.staleAfter, iptables: s.iptables, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started, beaten: s.beaten}
 	for name, p := range s.parts {
-		v.parts[name] = *p
+		v.parts[name] = p.now()
 	}
 	return v
+}
+
+// now returns the partStatus with what its watch says.
+func (p *partStatus) now() partStatus {
+	now := *p
+	if p.standing == nil {
+		return now
+	}
+	quiet, doubt := p.standing()
+	now.doubt = doubt
+	if !doubt && p.err == nil && quiet.After(p.verified) {
+		now.verified = quiet
+	}
+	return now
+}
+
+// stuck tells whether the loop or a Part hangs.
+func (v view) stuck(now time.Time) bool {
+	if !v.beaten.IsZero() && now.Sub(v.beaten) > stuckAfter {
+		return true
+	}
+	for _, p := range v.parts {
+		if !p.running.IsZero() && now.Sub(p.running) > stuckAfter {
+			return true
+		}
+	}
+	return false
 }
 
 // keepsUp tells whether a Part does.
@@ -130,10 +201,10 @@ func (v view) healthy(now time.Time) bool {
 	return true
 }
 
-// ready tells whether the latest goal is in the kernel, everywhere.
+// ready tells whether the latest goal is in the kernel, everywhere, and nothing says that it is not any more.
 func (v view) ready() bool {
 	for _, p := range v.parts {
-		if p.programmed != v.revision {
+		if p.programmed != v.revision || p.doubt {
 			return false
 		}
 	}

@@ -30,6 +30,9 @@ const (
 	ReasonAffinityListFull = "AffinityListFull"
 	// ReasonFlowsNotEnded: UDP flows whose endpoint or Service is gone could not be removed from conntrack; it is tried again.
 	ReasonFlowsNotEnded = "FlowsNotEnded"
+	// ReasonForeignRuleBefore: a rule of somebody else stands before the jumps to ours in a built-in chain of iptables, and accepts,
+	// refuses or translates packets that ours should see first.
+	ReasonForeignRuleBefore = "ForeignRuleBeforeServices"
 	// ReasonSysctlRefused: a sysctl that the configuration asks for could not be set, and has another value.
 	ReasonSysctlRefused = "SysctlRefused"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.

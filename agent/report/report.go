@@ -42,7 +42,8 @@ type Reporter struct {
 	mu        sync.Mutex
 	present   map[cluster.Note]bool // guarded by mu: the Notes of the last Report
 	windowEnd time.Time             // guarded by mu
-	spent     map[cluster.Ref]int   // guarded by mu: Events of this window
+	spent     map[cluster.Ref]int   // guarded by mu: Notes' Events of this window
+	told      map[string]int        // guarded by mu: other Events of this window, by object and reason
 }
 
 // New returns a Reporter for the agent of a node. It writes nothing until Run is called; up to 256 Events wait for that.
@@ -55,6 +56,7 @@ func New(w Writer, node string) *Reporter {
 		queue:   make(chan *eventsv1.Event, maxQueued),
 		present: map[cluster.Note]bool{},
 		spent:   map[cluster.Ref]int{},
+		told:    map[string]int{},
 	}
 }
 
@@ -86,10 +88,7 @@ func (r *Reporter) Report(notes []cluster.Note) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	if !now.Before(r.windowEnd) {
-		r.windowEnd = now.Truncate(window).Add(window)
-		clear(r.spent)
-	}
+	r.turn(now)
 	present := make(map[cluster.Note]bool, len(notes))
 	for _, n := range notes {
 		if !r.present[n] && !present[n] {
@@ -98,6 +97,15 @@ func (r *Reporter) Report(notes []cluster.Note) {
 		present[n] = true
 	}
 	r.present = present
+}
+
+// turn begins a new window when it is time; it is called with mu held.
+func (r *Reporter) turn(now time.Time) {
+	if !now.Before(r.windowEnd) {
+		r.windowEnd = now.Truncate(window).Add(window)
+		clear(r.spent)
+		clear(r.told)
+	}
 }
 
 // enqueueNote is called with mu held.
@@ -111,9 +119,19 @@ func (r *Reporter) enqueueNote(now time.Time, n cluster.Note) {
 }
 
 // Event writes one Event of a type ("Normal" or "Warning") that has no Note behind it, such as the agent's start on
-// its Node. It does not block.
+// its Node. It does not block. No more than ten are written about an object for one reason in ten minutes.
 func (r *Reporter) Event(about cluster.Ref, eventType, reason, message string) {
-	r.enqueue(r.event(r.now(), about, eventType, reason, message))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	r.turn(now)
+	key := about.String() + " " + reason
+	if r.told[key] >= maxPerObject {
+		r.dropped.Add(1)
+		return
+	}
+	r.told[key]++
+	r.enqueue(r.event(now, about, eventType, reason, message))
 }
 
 func (r *Reporter) enqueue(e *eventsv1.Event) {

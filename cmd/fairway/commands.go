@@ -38,7 +38,7 @@ func newCommand() *cobra.Command {
 	klog.InitFlags(logs)
 	root.PersistentFlags().AddGoFlag(logs.Lookup("v"))
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(agentCommand(), renderCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), cleanupCommand(), versionCommand())
 	return root
 }
 
@@ -111,6 +111,58 @@ func printNotes(w io.Writer, p *agent.Plan) {
 	for _, n := range p.Notes {
 		fmt.Fprintln(w, "#", n)
 	}
+}
+
+func takeoverCommand() *cobra.Command {
+	var o agent.TakeoverOptions
+	var files []string
+	var clusterDir string
+	format := "text"
+	c := &cobra.Command{
+		Use:   "takeover",
+		Short: "Remove what kube-proxy left on this node once fairway's rules are in place; or plan it, or hand the rules back",
+		Long: `Remove what kube-proxy left on this node, in whatever mode it ran, once fairway's own rules are in the kernel. Refuses while a
+kube-proxy runs, and while the agent is not ready.
+
+With --plan it prints what starting the agent, and this command after it, would change, and changes nothing. The cluster is read
+as the agent reads it, or from the files of -f.
+
+With --back it hands the rules over to a running kube-proxy in iptables mode, after the agent has stopped.`,
+		Args: cobra.NoArgs,
+	}
+	settings := newSettings(c.Flags())
+	connectionFlags(settings)
+	plan := c.Flags().Bool("plan", false, "print what would change, and change nothing")
+	back := c.Flags().Bool("back", false, "hand the rules over to the kube-proxy that runs, after the agent has stopped")
+	c.Flags().StringVar(&clusterDir, "cluster-dir", "", "for --plan, `folder` of Node, Service and EndpointSlice manifests instead of the Kubernetes API")
+	c.Flags().StringArrayVarP(&files, "filename", "f", nil, "for --plan, manifest `file` or folder instead of the Kubernetes API (can be repeated)")
+	c.Flags().StringVarP(&format, "output", "o", format, "for --plan, one of "+strings.Join(agent.TakeoverFormats[:], ", "))
+	c.Flags().BoolVar(&o.Stopped, "kube-proxy-stopped", false, "you know that no kube-proxy runs, where the host's processes can't be seen")
+	c.Flags().BoolVar(&o.EndIPVS, "end-ipvs-connections", false, "remove IPVS although connections still go through it")
+	c.MarkFlagsMutuallyExclusive("plan", "back")
+	c.MarkFlagsMutuallyExclusive("kubeconfig", "cluster-dir", "filename")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		config, remarks, err := settings.configure()
+		if err != nil {
+			return err
+		}
+		o.Config = config
+		switch {
+		case *back:
+			return agent.GiveBack(cmd.Context(), o, cmd.OutOrStdout())
+		case !*plan:
+			return agent.Takeover(cmd.Context(), o, cmd.OutOrStdout())
+		}
+		for _, r := range remarks {
+			fmt.Fprintln(cmd.ErrOrStderr(), "# kube-proxy's configuration:", r)
+		}
+		p, err := agent.PlanTakeover(cmd.Context(), agent.Options{Config: config, ClusterDir: clusterDir, Version: versionString()}, files)
+		if err != nil {
+			return err
+		}
+		return p.Write(cmd.OutOrStdout(), format)
+	}
+	return c
 }
 
 func cleanupCommand() *cobra.Command {

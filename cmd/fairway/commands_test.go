@@ -80,13 +80,15 @@ func TestCommands(t *testing.T) {
 		{"the file wins over kube-proxy's", "", render("--kube-proxy-config=FOLDER/kube-proxy.yaml", "--config=FOLDER/agent.yaml", "-o=iptables"), "-j MARK --set-xmark 0x8/0x8\n", false},
 		{"a flag wins over kube-proxy's", "", render("--kube-proxy-config=FOLDER/kube-proxy.yaml", "--masquerade-bit=0", "-o=iptables"), "-j MARK --set-xmark 0x1/0x1\n", false},
 		{"not kube-proxy's file", "n1", render("--kube-proxy-config=FOLDER/agent.yaml"), `expected kubeproxy.config.k8s.io/v1alpha1`, true},
-		{"an unknown format", "n1", render("-o=xml"), `unknown format "xml", expected one of text, iptables, routes, json`, true},
+		{"an unknown format", "n1", render("-o=xml"), `unknown format "xml", expected one of text, iptables, routes, bgp, json`, true},
 		{"a bad flag", "n1", render("--cluster-cidrs=10.0.0.1/8"), "clusterCIDRs[0]: \"10.0.0.1/8\" has bits set", true},
 		{"a broken file is named", "n1", render("--config=FOLDER/cluster.yaml"), "cluster.yaml: line 6: a second document", true},
 		{"two sources", "n1", []string{"agent", "--kubeconfig=x", "--cluster-dir=y"}, "[kubeconfig cluster-dir]", true},
 		{"nothing to render", "n1", []string{"render"}, `"filename" not set`, true},
 		{"no such command", "n1", []string{"walk"}, `unknown command "walk"`, true},
 		{"an argument too many", "n1", []string{"cleanup", "now"}, `unknown command "now"`, true},
+		{"there and back", "n1", []string{"takeover", "--plan", "--back"}, "[back plan]", true},
+		{"two clusters", "n1", []string{"takeover", "--plan", "--kubeconfig=x", "-f=y"}, "[filename kubeconfig]", true},
 		{"an unknown backend", "n1", []string{"agent", "--iptables-backend=ebpf"}, "expected auto, legacy or nft", true},
 		{"version", "", []string{"version"}, "fairway ", false},
 	} {
@@ -127,7 +129,7 @@ func TestFlags(t *testing.T) {
 	err := flags.Parse(strings.Fields(`--node-name=n1 --cluster-cidrs=10.244.0.0/16,fd00::/48 --service-cidrs=10.96.0.0/12
 		--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth --external-ip-ranges=198.51.100.0/24
 		--load-balancer-ip-ranges=203.0.113.0/24 --masquerade-all --masquerade-bit=1 --nodeport-addresses=192.0.2.0/24,2001:db8::/64
-		--iptables-localhost-nodeports=false --bind-address=192.0.2.1 --unknown-services=Forward --iptables-backend=nft
+		--iptables-localhost-nodeports=false --keep-jumps-first=false --bind-address=192.0.2.1 --unknown-services=Forward --iptables-backend=nft
 		--iptables-sync-period=1m --iptables-min-sync-period=0 --conntrack-max-per-core=1 --conntrack-min=2
 		--conntrack-tcp-timeout-established=3s --conntrack-tcp-timeout-close-wait=4s --conntrack-tcp-be-liberal
 		--conntrack-udp-timeout=5s --conntrack-udp-timeout-stream=6s --healthz-bind-address=none --metrics-bind-address=192.0.2.1:1
@@ -146,7 +148,7 @@ func TestFlags(t *testing.T) {
 		NodeName: "n1", ClusterCIDRs: []string{"10.244.0.0/16", "fd00::/48"}, ServiceCIDRs: []string{"10.96.0.0/12"},
 		DetectLocal: agent.DetectLocal{Mode: "InterfaceNamePrefix", InterfaceNamePrefix: "veth"},
 		ExternalIPs: agent.AddressRanges{Ranges: []string{"198.51.100.0/24"}}, LoadBalancerIPs: agent.AddressRanges{Ranges: []string{"203.0.113.0/24"}},
-		MasqueradeAll: true, MasqueradeBit: number(1), NodePortAddresses: []string{"192.0.2.0/24", "2001:db8::/64"}, LocalhostNodePorts: &no,
+		MasqueradeAll: true, MasqueradeBit: number(1), NodePortAddresses: []string{"192.0.2.0/24", "2001:db8::/64"}, LocalhostNodePorts: &no, KeepJumpsFirst: &no,
 		BindAddress: "192.0.2.1", UnknownServices: "Forward", IPTablesBackend: "nft", SyncPeriod: "1m", MinSyncPeriod: "0s",
 		Conntrack: agent.ConntrackConfiguration{MaxPerCore: number(1), Min: number(2), TCPEstablishedTimeout: "3s", TCPCloseWaitTimeout: "4s",
 			TCPBeLiberal: true, UDPTimeout: "5s", UDPStreamTimeout: "6s"},

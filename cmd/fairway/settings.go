@@ -53,6 +53,7 @@ func planFlags(s *settings) {
 	s.boolean("masquerade-all", "replace the source of everything sent to a ClusterIP", func(c c) *bool { return &c.MasqueradeAll })
 	s.optional("masquerade-bit", 14, "bit of the packet mark for traffic to masquerade, 0 to 31", func(c c) **int { return &c.MasqueradeBit })
 	s.list("nodeport-addresses", "networks that the addresses are from at which node ports are served, or primary; every address without", func(c c) *[]string { return &c.NodePortAddresses })
+	s.switched("keep-jumps-first", true, "put the jumps to Services' rules first again in nat when somebody else's rule comes before them", func(c c) **bool { return &c.KeepJumpsFirst })
 	s.switched("iptables-localhost-nodeports", true, "serve IPv4 node ports at 127.0.0.0/8 too", func(c c) **bool { return &c.LocalhostNodePorts })
 	s.text("bind-address", "this node's own `address` instead of that in the Node's status; nothing is bound to it", func(c c) *string { return &c.BindAddress })
 	s.text("unknown-services", "what happens to packets to the service range that are for no service: Reject (the default) or Forward", func(c c) *string { return &c.UnknownServices })

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -19,6 +20,7 @@ type Restore struct {
 	sections []section
 	set      []chainChange
 	chains   int
+	touched  map[ChainName]int
 }
 
 // A section is a run of lines that belong to one chain.
@@ -35,6 +37,20 @@ func (r *Restore) String() string { return r.text.String() }
 
 // Lines returns the number of lines of the input.
 func (r *Restore) Lines() int { return r.lines }
+
+// A ChainName names a chain of a table.
+type ChainName struct{ Table, Chain string }
+
+// The counts of Touched that are none.
+const (
+	// Gone is the count of a chain that is deleted.
+	Gone = -1
+	// Uncounted is that of a chain which has rules of others, too.
+	Uncounted = -2
+)
+
+// Touched returns the chains that are written or deleted, with the number of their rules afterwards, Gone or Uncounted.
+func (r *Restore) Touched() map[ChainName]int { return r.touched }
 
 // Chains returns how many chains are written or deleted.
 func (r *Restore) Chains() int { return r.chains }
@@ -95,10 +111,11 @@ func Diff(have, want *Ruleset) *Restore {
 type change struct {
 	set    []chainChange
 	remove []string
-	drop   []Jump // jumps to delete
-	insert []Jump // jumps to insert before all else, in this order
-	shared []Jump // rules to insert into chains that we share
-	create bool   // the shared chain is missing
+	drop   []Jump         // jumps to delete
+	insert []Jump         // jumps to insert, in this order
+	after  map[string]int // after how many rules of a built-in chain, once drop is done; 0 is first
+	shared []Jump         // rules to insert into chains that we share
+	create bool           // the shared chain is missing
 }
 
 // A chainChange replaces the rules of a chain; old is "" for a new one.
@@ -139,17 +156,27 @@ func compare(have, want *Table) *change {
 	for _, o := range old {
 		removed(o)
 	}
+	c.compareJumps(have, want)
+	return c
+}
+
+// compareJumps finds what happens to the jumps, and to the rules in chains that we share.
+func (c *change) compareJumps(have, want *Table) {
 	c.shared = have.Shared.lacks(want.Shared.Rules)
 	c.create = len(c.shared) > 0 && !have.Shared.Chain
+	c.after = map[string]int{}
 	for _, from := range builtins(have, want) {
 		h, w := have.jumpsFrom(from), want.jumpsFrom(from)
-		if !slices.Equal(h, w) {
-			c.drop = append(c.drop, h...)
-			c.insert = append(c.insert, w...)
-			c.keepFirst(from, want)
+		if slices.Equal(h, w) && !have.move[from] {
+			continue
+		}
+		c.drop = append(c.drop, h...)
+		c.insert = append(c.insert, w...)
+		c.keepFirst(from, want)
+		if !have.move[from] {
+			c.after[from] = have.placeOf(from, c.drop)
 		}
 	}
-	return c
 }
 
 // keepFirst moves the jump to a shared chain back to the front of a built-in chain into which jumps are inserted: what the
@@ -185,7 +212,7 @@ func (t *Table) jumpsFrom(builtin string) (list []Jump) {
 
 // split divides a change of the filter table into one that only adds rules and one that takes the rest away.
 func (c *change) split() (gains, losses *change) {
-	gains = &change{drop: c.drop, insert: c.insert, shared: c.shared, create: c.create}
+	gains = &change{drop: c.drop, insert: c.insert, after: c.after, shared: c.shared, create: c.create}
 	losses = &change{remove: c.remove}
 	for _, s := range c.set {
 		lost := missing(s.old, s.Rules)
@@ -259,9 +286,12 @@ func (r *Restore) write(table string, c *change) {
 	for _, j := range c.drop {
 		r.line("-D ", strings.TrimSuffix(j.Rule[len("-A "):], "\n"))
 	}
-	// The shared ones come last, and so first: they must be met before anything that accepts.
-	for _, j := range slices.Concat(reversed(c.insert), c.shared) {
-		r.line("-I ", j.From, " 1 ", strings.TrimSuffix(j.Rule[len("-A "+j.From+" "):], "\n"))
+	for _, j := range reversed(c.insert) {
+		r.insert(j, c.after[j.From]+1)
+	}
+	// They come last, and so first: they must be met before anything that accepts.
+	for _, j := range c.shared {
+		r.insert(j, 1)
 	}
 	for _, s := range c.set {
 		r.sections = append(r.sections, section{r.lines + 1, s.Chain})
@@ -269,10 +299,31 @@ func (r *Restore) write(table string, c *change) {
 		r.lines += strings.Count(s.Rules, "\n")
 	}
 	r.set = append(r.set, c.set...)
+	r.touch(table, c)
 	for _, n := range c.remove {
 		r.line("-X ", n)
 	}
 	r.line("COMMIT")
+}
+
+func (r *Restore) insert(j Jump, at int) {
+	r.line("-I ", j.From, " ", strconv.Itoa(at), " ", strings.TrimSuffix(j.Rule[len("-A "+j.From+" "):], "\n"))
+}
+
+// touch records what a table's change writes.
+func (r *Restore) touch(table string, c *change) {
+	if r.touched == nil {
+		r.touched = map[ChainName]int{}
+	}
+	for _, s := range c.set {
+		r.touched[ChainName{table, s.Name}] = strings.Count(s.Rules, "\n")
+	}
+	for _, n := range c.remove {
+		r.touched[ChainName{table, n}] = Gone
+	}
+	for _, j := range slices.Concat(c.drop, c.insert, c.shared) {
+		r.touched[ChainName{table, j.From}] = Uncounted
+	}
 }
 
 func reversed(list []Jump) []Jump {

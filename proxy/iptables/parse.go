@@ -198,6 +198,12 @@ func (t *parsedTable) jump(from, line string) {
 	if t.name == Filter {
 		t.Shared.see(from, line)
 	}
+	if from != chainKubelet && !t.others[from] {
+		if t.Builtins == nil {
+			t.Builtins = map[string][]string{}
+		}
+		t.Builtins[from] = append(t.Builtins[from], line+"\n")
+	}
 	to := target(line)
 	if !Owned(t.name, to) {
 		return

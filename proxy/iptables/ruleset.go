@@ -41,15 +41,12 @@ var prefixes = [...]string{"KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "K
 // Owned tells whether a chain of a table is fairway's (and kube-proxy's, whose place it takes). KUBE-FIREWALL,
 // KUBE-IPTABLES-HINT and the canaries are not: kubelet keeps them.
 func Owned(table, chain string) bool {
-	if slices.Contains(fixedChains[table], chain) {
-		return true
-	}
-	for _, p := range prefixes {
-		if strings.HasPrefix(chain, p) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(fixedChains[table], chain) || prefixed(chain)
+}
+
+// prefixed tells whether a chain's name begins with one of the prefixes.
+func prefixed(chain string) bool {
+	return slices.ContainsFunc(prefixes[:], func(p string) bool { return strings.HasPrefix(chain, p) })
 }
 
 // A Ruleset is what the tables of one address family hold of ours, rendered or read back.
@@ -119,8 +116,15 @@ type Table struct {
 	Jumps []Jump
 	// Shared are the rules that we need in a chain which others have, too.
 	Shared Shared
+	// Builtins are all rules of the built-in chains, ours and others', a line "-A NAME …\n" each, as far as they were read.
+	// Rendered tables have none.
+	Builtins map[string][]string
 	// referenced are our chains that somebody else's rules jump to. They can be emptied but not deleted.
 	referenced map[string]bool
+	// move names the built-in chains whose jumps are to be put first again, although they are as they should be.
+	move map[string]bool
+	// place is after how many rules of others our jumps stood in a built-in chain that has lost them all.
+	place map[string]int
 }
 
 // Rules counts the rules of our chains and our jumps.

@@ -27,6 +27,13 @@ func Detect(ctx context.Context, choice string) (*Backend, error) {
 	return newDetector().detect(ctx, choice)
 }
 
+// Inspect is Detect that changes nothing. Detect asks the backend for a table, which makes an empty one where there is none.
+func Inspect(ctx context.Context, choice string) (*Backend, error) {
+	d := newDetector()
+	d.untouched = true
+	return d.detect(ctx, choice)
+}
+
 // A detector looks at a host. Its functions are the seams for tests.
 type detector struct {
 	run      runner
@@ -34,10 +41,15 @@ type detector struct {
 	// version returns what --version of a binary says, and whether its MASQUERADE has --random-fully.
 	version func(f cluster.Family, path string) (v [3]int, randomFully bool, err error)
 	hasIPv6 func() bool
+	// own are the programs that run has started; nil in tests.
+	own *children
+	// untouched keeps it from asking for a table by name, which may make it.
+	untouched bool
 }
 
 func newDetector() *detector {
-	return &detector{run: run, lookPath: exec.LookPath, version: versionOf, hasIPv6: kernelHasIPv6}
+	own := new(children)
+	return &detector{run: own.run, own: own, lookPath: exec.LookPath, version: versionOf, hasIPv6: kernelHasIPv6}
 }
 
 func versionOf(f cluster.Family, path string) (v [3]int, randomFully bool, err error) {
@@ -97,8 +109,8 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 	if len(first.Binaries) > 0 {
 		if other.chains > 0 {
 			first.Warnings = append(first.Warnings, fmt.Sprintf(
-				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them with fairway cleanup --iptables-backend %s",
-				second.Name, other.chains, second.Name))
+				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them by fairway takeover when no kube-proxy runs",
+				second.Name, other.chains))
 		}
 		if other.unread != nil {
 			first.Warnings = append(first.Warnings, fmt.Sprintf(
@@ -153,7 +165,7 @@ func choose(legacy, nft evidence, plain string) (name, why string) {
 
 // find looks for a backend's binaries: those that carry its name, else the plain ones if they are this backend.
 func (d *detector) find(ctx context.Context, name string) *Backend {
-	b := &Backend{Name: name, Binaries: map[cluster.Family]Binaries{}, Missing: map[cluster.Family]string{}, run: d.run}
+	b := &Backend{Name: name, Binaries: map[cluster.Family]Binaries{}, Missing: map[cluster.Family]string{}, run: d.run, own: d.own, writes: new(ownWrites)}
 	for _, f := range cluster.Families {
 		command := programs(f) + "-" + name
 		if _, err := d.lookPath(command); err != nil && d.modeOf(ctx, programs(f)) == name {
@@ -227,7 +239,11 @@ func (d *detector) defect(ctx context.Context, b *Backend, f cluster.Family) str
 	}
 	// That somebody holds the lock right now means that the family works, and is no reason to do without. The wait has
 	// to be given: iptables-legacy 1.8.9 waits for ever without.
-	if _, err := d.run(ctx, command{path: path, args: []string{"-w", "1", "-t", iptables.NAT, "-S", "POSTROUTING"}}); err != nil && !lockedOut(err) {
+	probe := command{path: path, args: []string{"-w", "1", "-t", iptables.NAT, "-S", "POSTROUTING"}}
+	if d.untouched {
+		probe = command{path: b.Binaries[f].Save}
+	}
+	if _, err := d.run(ctx, probe); err != nil && !lockedOut(err) {
 		return unusable(err)
 	}
 	b.Version, b.RandomFully = version, randomFully

@@ -50,9 +50,12 @@ func (e *exitError) Error() string {
 	return fmt.Sprintf("exit status %d: %s", e.code, summary(e.stderr))
 }
 
+// run is the runner for real binaries that does not remember its children.
+func run(ctx context.Context, c command) (string, error) { return new(children).run(ctx, c) }
+
 // run is the runner for real binaries. The child has a process group of its own, which is killed as a whole when the
 // context ends: some distributions wrap the binaries in scripts.
-func run(ctx context.Context, c command) (string, error) {
+func (own *children) run(ctx context.Context, c command) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
@@ -62,7 +65,11 @@ func run(ctx context.Context, c command) (string, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
+	err := own.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+		own.ended(cmd.Process.Pid)
+	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil:

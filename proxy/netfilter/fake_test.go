@@ -85,6 +85,14 @@ func (k *fakeTables) Read(_ context.Context, f cluster.Family, _ *iptables.Rules
 	return iptables.Parse(f, out.String())
 }
 
+func (k *fakeTables) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
+	all, err := k.Read(ctx, f, nil)
+	if err != nil {
+		return nil, err
+	}
+	return iptables.Patch(&iptables.Ruleset{Family: f}, all, chains), nil
+}
+
 func (k *fakeTables) Apply(_ context.Context, f cluster.Family, r *iptables.Restore) error {
 	k.applies++
 	if err := k.fail; err != nil {

@@ -101,6 +101,10 @@ func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Rulese
 	return b.of(f).Read(ctx, f, known)
 }
 
+func (b both) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
+	return b.of(f).ReadChains(ctx, f, chains)
+}
+
 func (b both) Apply(ctx context.Context, f cluster.Family, r *iptables.Restore) error {
 	return b.of(f).Apply(ctx, f, r)
 }

@@ -52,10 +52,9 @@ type kernel struct {
 }
 
 type restores struct {
-	version string
-	full    timing // into empty tables
-	change  timing // one changed endpoint
-	read    timing // everything, compared with what should be
+	full   timing // into empty tables
+	change timing // one changed endpoint
+	read   timing // everything, compared with what should be
 }
 
 // measureKernel loads rules into fresh namespaces, the backends taking turns.
@@ -77,7 +76,7 @@ func measureKernel(ctx context.Context, services int, o options) (kernel, error)
 
 // loadOnce makes a machine, loads a cluster's rules, changes them a few times and looks whether they are right.
 func loadOnce(ctx context.Context, b lab.Backend, s *cluster.Snapshot, changes int, r *restores) (err error) {
-	machine, err := lab.New(machines(synth.NodeName), lab.Options{})
+	machine, err := lab.New(nodeTopology(), lab.Options{})
 	if err != nil {
 		return err
 	}
@@ -96,7 +95,9 @@ func loadOnce(ctx context.Context, b lab.Backend, s *cluster.Snapshot, changes i
 		if err != nil {
 			return err
 		}
-		r.version = backend.Version
+		if err := netfilter.EnsureCounters(); err != nil { // which the rules of an offline plan name
+			return err
+		}
 		l := loader{ctx: ctx, backend: backend, have: &iptables.Ruleset{Family: cluster.IPv4}}
 		plan := agent.MakePlan(s, config(), agent.Offline, nil)
 		if err := l.apply(rulesOf(plan), &r.full); err != nil {
@@ -140,21 +141,4 @@ func (l *loader) verify(t *timing) error {
 		}
 		return nil
 	})
-}
-
-// machines is a network with nodes, numbered as the made-up clusters number them, and a machine for the control plane.
-func machines(names ...string) lab.Topology {
-	t := lab.Topology{
-		Networks: []lab.NetworkSpec{{Name: "infra", Prefixes: infrastructure,
-			Gateways: []netip.Addr{netip.MustParseAddr("10.0.255.1"), netip.MustParseAddr("fd00::ffff")}}},
-		Router:       "router",
-		Clients:      []lab.ClientSpec{{Name: "control", Addrs: []netip.Addr{netip.MustParseAddr("10.0.255.2")}}},
-		ClusterCIDRs: []netip.Prefix{clusterCIDR},
-		ServiceCIDRs: []netip.Prefix{serviceCIDR},
-	}
-	for i, name := range names {
-		n := synth.Node(i)
-		t.Nodes = append(t.Nodes, lab.NodeSpec{Name: name, Addrs: n.InternalIPs, PodCIDRs: n.PodCIDRs})
-	}
-	return t
 }

@@ -17,9 +17,6 @@ import (
 // writers is how many requests are made at once.
 const writers = 8
 
-// elsewhere is an address of the services' network that none of the made-up clusters uses.
-const elsewhere = "10.111.0.1"
-
 // objects writes objects to the API.
 type objects struct{ *controlplane.ControlPlane }
 
@@ -105,9 +102,6 @@ func (cp objects) createNode(ctx context.Context, n *cluster.Node) error {
 func (cp objects) createService(ctx context.Context, svc *cluster.Service) error {
 	object := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: svc.Name},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceType(svc.Type), ClusterIP: svc.ClusterIPs[0].String()}}
-	if svc.ClusterIPs[0] == serviceCIDR.Addr().Next() {
-		object.Spec.ClusterIP = elsewhere // the service "kubernetes" has that one
-	}
 	for _, p := range svc.Ports {
 		object.Spec.Ports = append(object.Spec.Ports, corev1.ServicePort{Name: p.Name, Port: int32(p.Port), NodePort: int32(p.NodePort)})
 	}

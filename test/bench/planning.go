@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/fairway-net/fairway/agent"
@@ -37,9 +38,10 @@ func config() agent.Config {
 		ClusterCIDRs: []netip.Prefix{clusterCIDR}, ServiceCIDRs: []netip.Prefix{serviceCIDR}}
 }
 
-// madeUp returns a cluster as its first node sees it.
+// madeUp returns a cluster as its first node sees it. Those with more Services contain those with fewer.
 func madeUp(services, endpoints int) *cluster.Snapshot {
 	s := synth.Even(nodes, services, endpoints)
+	ofStage(s)
 	link := cluster.Link{Index: 2, Name: "eth0", Up: true}
 	for i, a := range s.Nodes[0].InternalIPs {
 		link.Addrs = append(link.Addrs, netip.PrefixFrom(a, infrastructure[i].Bits()))
@@ -98,5 +100,20 @@ type sample []time.Duration
 func (s *sample) time(f func()) {
 	start := time.Now()
 	f()
-	*s = append(*s, time.Since(start))
+	s.add(time.Since(start))
+}
+
+func (s *sample) add(d time.Duration) { *s = append(*s, d) }
+
+func (s sample) sum() (sum time.Duration) {
+	for _, d := range s {
+		sum += d
+	}
+	return sum
+}
+
+// quantile returns the value below which a part of the sample is; 0.5 is the median. The sample is not empty.
+func (s sample) quantile(part float64) time.Duration {
+	sorted := slices.Sorted(slices.Values(s))
+	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }

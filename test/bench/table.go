@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -12,30 +13,45 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
 // results is everything that was measured, one element for each size.
 type results struct {
+	load     string // the load average at the start
 	planning []planning
 	kernel   []kernel
-	agents   []agents
+	beside   []beside
 }
 
 // print writes the tables, in Markdown.
 func (r *results) print(w io.Writer, o options) error {
 	out := &table{w: tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)}
-	fmt.Fprintln(w, machine(r.kernel[0].by[lab.Backends[0]].version))
+	fmt.Fprintln(w, machine())
+	fmt.Fprintf(w, "Load average %s at the start, %s at the end.\n", r.load, loadAverage())
 	fmt.Fprintf(w, "%d endpoints per Service, %d nodes, IPv4. Medians; [lowest, highest]; n is how often.\n\n", o.endpoints, nodes)
-	r.printPlanning(out)
-	out.flush(w)
-	for _, b := range lab.Backends {
-		r.printKernel(out, b)
+	if len(r.planning) > 0 {
+		r.printPlanning(out)
 		out.flush(w)
 	}
-	if len(r.agents) > 0 {
-		r.printAgents(out)
-		out.flush(w)
+	if len(r.kernel) > 0 {
+		for _, b := range lab.Backends {
+			r.printKernel(out, b)
+			out.flush(w)
+		}
+	}
+	for _, b := range r.beside {
+		if o.does(partContenders) {
+			b.print(out, o)
+			out.flush(w)
+		}
+		if len(b.loads) > 0 {
+			b.printRates(out, o)
+			out.flush(w)
+			b.printTimes(out)
+			out.flush(w)
+		}
 	}
 	return out.err
 }
@@ -65,29 +81,116 @@ func (r *results) printKernel(t *table, b lab.Backend) {
 	t.write(head, rows...)
 }
 
-func (r *results) printAgents(t *table) {
-	head := []string{"Agent"}
-	rows := [][]string{{"start to all programmed"}, {"processor time until then, agent + children"}, {"one change, from the API's answer until programmed"},
-		{"resident memory, ready"}, {"resident memory, after churn"}, {"resident memory, at rest"}, {"of that, the program's own code (mapped file)"},
-		{"most resident memory ever"}, {"most resident memory of a child"}, {"processor time of churn, agent + children"}, {"processor time of rest, agent + children"}}
-	for _, a := range r.agents {
-		for _, b := range lab.Backends {
-			head = append(head, count(a.services)+", "+string(b))
-			run := a.by[b]
-			for i, cell := range []string{seconds(run.ready), run.start.times(usage{}), run.change.String(),
-				kibibytes(run.start.rss), kibibytes(run.churn.rss), kibibytes(run.rest.rss), kibibytes(run.rest.file),
-				kibibytes(run.rest.peak), kibibytes(run.rest.children), run.churn.times(run.start), run.rest.times(run.churn)} {
-				rows[i] = append(rows[i], cell)
-			}
-		}
+// rows are the lines of a table of contenders: what is told, what fairway should reach with 10,000 Services × 5 endpoints on legacy
+// and nft, and what a contender did.
+func rows(o options) []row {
+	return []row{
+		{"start to all programmed", "", func(t *tally) string { return t.start.String() }},
+		{"CPU until then", "≤ 1.2 s; 6 s", func(t *tally) string { return t.startCPU.String() }},
+		{"CPU until it is quiet again", "", func(t *tally) string { return t.quietCPU.String() }},
+		{"CPU of one change, mean", "≤ 0.15 s; 30 ms", func(t *tally) string { return t.changeCPU.mean() }},
+		{"CPU of one change at 20 a second, mean", "", func(t *tally) string { return t.busyCPU.mean() }},
+		{"CPU at rest, of one core", "", func(t *tally) string { return t.restCPU.share(o.rest) }},
+		{"change to connection, p50", "≤ 200 ms; 60 ms", func(t *tally) string { return t.idle.at(0.5) }},
+		{"change to connection, p99", "≤ 500 ms; 250 ms", func(t *tally) string { return t.idle.at(0.99) }},
+		{"the same at 20 changes a second, p50", "", func(t *tally) string { return t.busy.at(0.5) }},
+		{"the same at 20 changes a second, p99", "≤ 0.5 s", func(t *tally) string { return t.busy.at(0.99) }},
+		{"the last of these changes", "", func(t *tally) string { return t.last.String() }},
+		{"resident memory, programmed", "≤ 90 MiB", func(t *tally) string { return kibibytes(t.memory.ready) }},
+		{"resident memory, after churn", "≤ 110 MiB", func(t *tally) string { return kibibytes(t.memory.churned) }},
+		{"resident memory, at rest", "", func(t *tally) string { return kibibytes(t.memory.rested) }},
+		{"of that, the program's own code (mapped file)", "", func(t *tally) string { return kibibytes(t.memory.file) }},
+		{"most resident memory ever", "", func(t *tally) string { return kibibytes(t.memory.peak) }},
+		{"most resident memory of a child", "", func(t *tally) string { return kibibytes(t.memory.child) }},
+		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
 	}
-	t.write(head, rows...)
 }
 
-// times are the processor times since an earlier usage.
-func (u usage) times(since usage) string {
-	return seconds(u.cpu-since.cpu) + " + " + seconds(u.childrens-since.childrens)
+type row struct {
+	name, goal string
+	cell       func(*tally) string
 }
+
+// goals tells whether fairway should reach something with a cluster of this size.
+func (b *beside) goals(o options) bool { return b.services == 10000 && o.endpoints == 5 }
+
+// print writes what the contenders did, one column for each.
+func (b *beside) print(t *table, o options) {
+	head := []string{count(b.services)}
+	if b.goals(o) {
+		head = append(head, "to reach: legacy; nft")
+	}
+	for _, c := range o.contenders {
+		head = append(head, c.name)
+	}
+	var cells [][]string
+	for i, row := range rows(o) {
+		line := []string{row.name}
+		if b.goals(o) {
+			line = append(line, row.goal)
+		}
+		for _, c := range o.contenders {
+			done := b.by[c]
+			switch {
+			case !done.unfinished:
+				line = append(line, row.cell(done))
+			case i == 0:
+				line = append(line, "unfinished after "+seconds(done.start[0]))
+			case i == 1:
+				line = append(line, row.cell(done))
+			default:
+				line = append(line, "–")
+			}
+		}
+		cells = append(cells, line)
+	}
+	t.write(head, cells...)
+}
+
+// printRates writes how many connections there were, and that as a part of those to a pod without rules.
+func (b *beside) printRates(t *table, o options) {
+	var goal []string
+	if b.goals(o) {
+		goal = []string{"to reach", "75 %", "", "", "70 %"}
+	}
+	b.printLoads(t, "new connections a second", goal, func(l *load, to target) string {
+		cell := fmt.Sprintf("%.0f", middle(l.rates[to]))
+		if l.who != withoutRules {
+			cell += fmt.Sprintf(" (%.0f %%)", 100*middle(l.parts[to]))
+		}
+		return cell
+	})
+}
+
+// printTimes writes how long connect took.
+func (b *beside) printTimes(t *table) {
+	b.printLoads(t, "connect, p10 / p50 / p99", nil, func(l *load, to target) string {
+		at := l.times[to]
+		return seconds(at.quantile(0.1)) + " / " + seconds(at.quantile(0.5)) + " / " + seconds(at.quantile(0.99))
+	})
+}
+
+func (b *beside) printLoads(t *table, what string, goal []string, cell func(*load, target) string) {
+	var rows [][]string
+	if goal != nil {
+		rows = append(rows, goal)
+	}
+	for _, l := range b.loads {
+		row := []string{l.who}
+		for to := range targets {
+			if len(l.to[to]) == 0 {
+				row = append(row, "–")
+			} else {
+				row = append(row, cell(l, to))
+			}
+		}
+		rows = append(rows, row)
+	}
+	t.write(append([]string{count(b.services) + ": " + what}, targetNames[:]...), rows...)
+}
+
+// middle is the median.
+func middle(list []float64) float64 { return slices.Sorted(slices.Values(list))[len(list)/2] }
 
 // A table writes Markdown tables with aligned columns; err is the first error.
 type table struct {
@@ -119,8 +222,31 @@ func (s sample) String() string {
 	if len(s) == 0 {
 		return "–"
 	}
-	sorted := slices.Sorted(slices.Values(s))
-	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(sorted[len(sorted)/2]), seconds(sorted[0]), seconds(sorted[len(sorted)-1]), len(sorted))
+	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(s.quantile(0.5)), seconds(slices.Min(s)), seconds(slices.Max(s)), len(s))
+}
+
+// at returns a quantile and the number.
+func (s sample) at(part float64) string {
+	if len(s) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%s n=%d", seconds(s.quantile(part)), len(s))
+}
+
+// mean returns the mean, the extremes and the number.
+func (s sample) mean() string {
+	if len(s) == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%s [%s, %s] n=%d", seconds(s.sum()/time.Duration(len(s))), seconds(slices.Min(s)), seconds(slices.Max(s)), len(s))
+}
+
+// share returns the mean as a part of a time.
+func (s sample) share(of time.Duration) string {
+	if len(s) == 0 || of == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f %%", 100*s.sum().Seconds()/float64(len(s))/of.Seconds())
 }
 
 // seconds writes a duration with three digits.
@@ -136,25 +262,56 @@ func seconds(d time.Duration) string {
 
 func mebibytes(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 
-func kibibytes(kib int) string { return fmt.Sprintf("%.0f MiB", float64(kib)/(1<<10)) }
+// kibibytes writes an amount of memory; zero was not measured.
+func kibibytes(kib int) string {
+	if kib == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f MiB", float64(kib)/(1<<10))
+}
 
 func count(services int) string { return fmt.Sprintf("%d services", services) }
 
 // machine describes where the figures are from.
-func machine(iptables string) string {
+func machine() string {
 	var u unix.Utsname
 	kernel := "unknown"
 	if unix.Uname(&u) == nil {
 		kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	model := "unknown processor"
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
-				model = strings.TrimSpace(value)
-				break
-			}
+	return fmt.Sprintf("Machine: %d cores (%s), Linux %s, %s, %s, %s.", runtime.NumCPU(), processor(), kernel,
+		version(lab.Tool(lab.NFT, cluster.IPv4, "")), version("nft"), runtime.Version())
+}
+
+func processor() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown processor"
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
 		}
 	}
-	return fmt.Sprintf("Machine: %d cores (%s), Linux %s, iptables %s, %s.", runtime.NumCPU(), model, kernel, iptables, runtime.Version())
+	return "unknown processor"
+}
+
+// version is what a program says of itself: "iptables v1.8.9 (nf_tables)".
+func version(program string) string {
+	text, err := exec.Command(program, "--version").Output()
+	if err != nil {
+		return program + " of unknown version"
+	}
+	name, _, _ := strings.Cut(strings.TrimSpace(string(text)), " (")
+	return name
+}
+
+// loadAverage is that of the last minute: how many threads wanted a processor.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }

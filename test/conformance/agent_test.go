@@ -44,13 +44,21 @@ COMMIT
 // restoreForeign loads the foreign rules into n1 and returns what both families hold then.
 func (s *stage) restoreForeign(t *testing.T) string {
 	t.Helper()
-	for f, r := range map[cluster.Family]*strings.Replacer{
-		cluster.IPv4: strings.NewReplacer("NET", "203.0.113.0/24", "LOOPBACK", "127.0.0.0/8"),
-		cluster.IPv6: strings.NewReplacer("NET", "2001:db8:1::/48", "LOOPBACK", "::1/128"),
-	} {
+	for f, r := range foreignNetworks {
 		ok(t, s.n1.Restore(s.backend, f, r.Replace(foreign), true))
 	}
 	return s.saveBoth(t)
+}
+
+// restoreForeignNAT loads a family's foreign rules in nat alone.
+func (s *stage) restoreForeignNAT(t *testing.T, f cluster.Family) {
+	t.Helper()
+	ok(t, s.n1.Restore(s.backend, f, foreignNetworks[f].Replace(foreign[strings.Index(foreign, "*nat\n"):]), true))
+}
+
+var foreignNetworks = map[cluster.Family]*strings.Replacer{
+	cluster.IPv4: strings.NewReplacer("NET", "203.0.113.0/24", "LOOPBACK", "127.0.0.0/8"),
+	cluster.IPv6: strings.NewReplacer("NET", "2001:db8:1::/48", "LOOPBACK", "::1/128"),
 }
 
 func (s *stage) saveBoth(t *testing.T) string {

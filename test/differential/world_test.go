@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -183,7 +181,7 @@ func (w *world) start(c *configuration) (*pair, error) {
 			return nil, err
 		}
 	}
-	tools, err := toolFolder(w.lab.Dir, c.backend)
+	tools, err := lab.ToolFolder(w.lab.Dir, c.backend)
 	if err != nil {
 		return nil, err
 	}
@@ -221,29 +219,6 @@ func addTestAddrs(n *lab.Node) error {
 		}
 	}
 	return nil
-}
-
-// toolFolder makes a folder in which the iptables tools without a suffix are those of a backend, as on a host that uses it:
-// kube-proxy runs what it finds by these names.
-func toolFolder(dir string, b lab.Backend) (string, error) {
-	folder := filepath.Join(dir, "tools-"+string(b))
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return "", err
-	}
-	for _, f := range cluster.Families {
-		for _, tool := range []string{"", "-save", "-restore"} {
-			name := lab.Tool(b, f, tool)
-			target, err := exec.LookPath(name)
-			if err != nil {
-				return "", err
-			}
-			link := filepath.Join(folder, strings.Replace(name, "-"+string(b), "", 1))
-			if err := os.Symlink(target, link); err != nil && !os.IsExist(err) {
-				return "", err
-			}
-		}
-	}
-	return folder, nil
 }
 
 // The marker is a Service whose port, and EndpointSlices whose port, move with each step. When both are in the rules,

@@ -36,7 +36,7 @@ func (w *world) documented(t *testing.T) {
 			w.rollOut(t)
 		}
 		env := "cd " + folder + "; PATH=" + string(w.cp.Binaries) + ":$PATH; KUBECACHEDIR=" + w.cp.Path("kubectl") + " KUBECONFIG=" + w.cp.Kubeconfig + " "
-		if out, err := w.cp.Namespace.Run("bash", "-c", env+c.Text); err != nil {
+		if out, err := w.cp.Namespace.Run("bash", "-c", env+strings.ReplaceAll(c.Text, "worker-1", "node-a")); err != nil {
 			t.Errorf("%s: %s: %v\n%s", c.File, c.Text, err, out)
 		}
 	}
@@ -44,8 +44,8 @@ func (w *world) documented(t *testing.T) {
 		t.Errorf("only %d commands of kubectl were found in the documents", typed)
 	}
 	ds, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "kube-proxy", metav1.GetOptions{})
-	if err != nil || len(ds.Spec.Template.Spec.NodeSelector) != 1 {
-		t.Errorf("after the way back kube-proxy's node selector is %v (%v), want what it was", ds.Spec.Template.Spec.NodeSelector, err)
+	if spec := ds.Spec.Template.Spec; err != nil || len(spec.NodeSelector) != 1 || spec.Affinity != nil {
+		t.Errorf("after the way back kube-proxy's node selector is %v, its affinity %v (%v), want what they were", spec.NodeSelector, spec.Affinity, err)
 	}
 	if _, err := w.cp.Client.AppsV1().DaemonSets("kube-system").Get(context.Background(), "fairway", metav1.GetOptions{}); err == nil {
 		t.Error("after the way back the DaemonSet fairway is still there")

@@ -2,6 +2,9 @@ package lab
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -30,6 +33,32 @@ func Tool(b Backend, f cluster.Family, tool string) string {
 	return name + string(b) + tool
 }
 
+// ToolFolder makes a folder below dir in which the iptables tools without a suffix are those of a backend, as on a host that uses it:
+// kube-proxy runs what it finds in the PATH by these names.
+func ToolFolder(dir string, b Backend) (string, error) {
+	folder := filepath.Join(dir, "tools-"+string(b))
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return "", err
+	}
+	for _, f := range cluster.Families {
+		for _, tool := range []string{"", "-save", "-restore"} {
+			name := Tool(b, f, tool)
+			target, err := exec.LookPath(name)
+			if err != nil {
+				return "", err
+			}
+			link := filepath.Join(folder, strings.Replace(name, "-"+string(b), "", 1))
+			if err := os.Symlink(target, link); err != nil && !os.IsExist(err) {
+				return "", err
+			}
+		}
+	}
+	return folder, nil
+}
+
+// otherTables is what iptables-nft says on its standard error, so anywhere between or within the lines, when legacy tables are there.
+var otherTables = regexp.MustCompile(`# Warning: ip6?tables-legacy tables present, use ip6?tables-legacy-save to see them\n`)
+
 var policyCounters = regexp.MustCompile(`(?m)^(:\S+ \S+) \[\d+:\d+\]$`)
 
 // Save returns what iptables-save prints of a table, or of all tables that exist when the name is empty, without comment
@@ -44,7 +73,7 @@ func (ns *Namespace) Save(b Backend, f cluster.Family, table string) (string, er
 		return "", err
 	}
 	var kept strings.Builder
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(otherTables.ReplaceAllString(out, "")) {
 		if !strings.HasPrefix(line, "#") {
 			kept.WriteString(line)
 		}

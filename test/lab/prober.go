@@ -18,10 +18,12 @@ type ProbeConfig struct {
 	Dial Dial
 	// Rate is attempts per second, 100 to 1,000; 200 when zero.
 	Rate int
+	// NewFlows makes each datagram come from a socket of its own, so that each is a new flow to the rules.
+	NewFlows bool
 }
 
 // A Prober asks at a constant rate: one new connection each time over TCP, or one datagram each time from the same socket
-// over UDP. An attempt that takes long does not hold up the next.
+// over UDP, or with NewFlows from a new one. An attempt that takes long does not hold up the next.
 type Prober struct {
 	ns   *Namespace
 	cfg  ProbeConfig
@@ -90,8 +92,8 @@ func (ns *Namespace) Probe(cfg ProbeConfig) (*Prober, error) {
 		cfg.Dial.Timeout = 500 * time.Millisecond
 	}
 	p := &Prober{ns: ns, cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
-	run := p.runTCP
-	if cfg.Dial.Proto == UDP {
+	run := p.runAsks
+	if cfg.Dial.Proto == UDP && !cfg.NewFlows {
 		c, err := ns.connect(cfg.Dial, 0)
 		if err != nil {
 			if c != nil {
@@ -196,7 +198,8 @@ func (p *Prober) decide(n int, o Outcome, name string) {
 	}
 }
 
-func (p *Prober) runTCP() {
+// runAsks makes a new socket for each attempt.
+func (p *Prober) runAsks() {
 	var wg sync.WaitGroup
 	p.tick(func(n int) {
 		p.begin()

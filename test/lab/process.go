@@ -33,6 +33,8 @@ type Command struct {
 	Stdin io.Reader
 	// Log gets a copy of what the process writes to both outputs; nobody when nil.
 	Log io.Writer
+	// Cgroup is the folder, opened, of a cgroup (v2) that the process starts in; that of this process when nil.
+	Cgroup *os.File
 }
 
 // A Process runs in a namespace of a Lab, in a process group of its own. It does not outlive this process.
@@ -56,6 +58,9 @@ func (ns *Namespace) Start(c Command) (*Process, error) {
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.Stdin, out, out
 	// The signal comes when the thread that started the process ends; the namespace's thread ends after its processes.
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	if c.Cgroup != nil {
+		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(c.Cgroup.Fd())
+	}
 	// A grandchild that keeps the output open must not keep Wait from returning.
 	p.cmd.WaitDelay = time.Second
 	if err := ns.startTracked(p); err != nil {

@@ -1,0 +1,227 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/iptables"
+)
+
+// How often the rules are hashed at most, as shares of one core: when a command of iptables-legacy has ended or the size of a
+// table is another, but then no less often than every hintMost; and when there is no sign of a change.
+const (
+	hintShare = 20
+	hintMost  = time.Second
+	idleShare = 100
+)
+
+func (b *Backend) openLegacyWatch() (*Watch, error) {
+	w := &legacyWatch{backend: b}
+	for _, f := range b.Families() {
+		socket, err := openSocket(f)
+		if err != nil {
+			w.close()
+			return nil, err
+		}
+		w.sockets = append(w.sockets, socket)
+		v := &legacyView{family: f}
+		for _, name := range iptables.Tables {
+			v.tables = append(v.tables, &xtTable{layout: layouts[f], table: name, socket: socket})
+		}
+		w.views = append(w.views, v)
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		w.close()
+		return nil, fmt.Errorf("watch rules: inotify: %w", err)
+	}
+	w.inotify = os.NewFile(uintptr(fd), "inotify")
+	w.watchLock()
+	b.writes.keep()
+	for _, v := range w.views {
+		if _, err := v.look(b); err != nil {
+			w.close()
+			return nil, err
+		}
+	}
+	return &Watch{backend: b, run: w.run, close: func() { w.inotify.Close() }}, nil
+}
+
+// A legacyWatch compares hashes of the rules.
+type legacyWatch struct {
+	backend *Backend
+	inotify *os.File
+	sockets []int
+	views   []*legacyView
+}
+
+func (w *legacyWatch) close() {
+	if w.inotify != nil {
+		w.inotify.Close()
+	}
+	for _, s := range w.sockets {
+		unix.Close(s)
+	}
+}
+
+// watchLock follows the xtables lock's file. A command opens it before it reads the rules, and closes it when its change is in
+// effect. Asking again for a file that is followed already does nothing, and follows a new one in its place.
+func (w *legacyWatch) watchLock() {
+	conn, err := w.inotify.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = conn.Control(func(fd uintptr) {
+		// Without the file, which the first command makes, there is only the comparison from time to time.
+		_, _ = unix.InotifyAddWatch(int(fd), lockFile(), unix.IN_CLOSE)
+	})
+}
+
+func (w *legacyWatch) run(ctx context.Context, o Observer) error {
+	defer w.close()
+	// hinted is that there was a sign of a change since the last look; before idle, nobody looks without one.
+	hinted := false
+	var hints, idle time.Time
+	for ctx.Err() == nil {
+		until := time.Now().Add(quietEvery)
+		if hinted && hints.Before(until) {
+			until = hints
+		}
+		hinted = w.wait(until) || hinted
+		start := time.Now()
+		for _, v := range w.views {
+			resized, err := v.resized()
+			if err != nil {
+				return err
+			}
+			hinted = hinted || resized
+		}
+		if due := hinted && !start.Before(hints) || !start.Before(idle); !due {
+			if !hinted {
+				w.backend.quiet(o, start)
+			}
+			continue
+		}
+		for _, v := range w.views {
+			changed, err := v.look(w.backend)
+			if err != nil {
+				return err
+			}
+			if changed {
+				o.Changed(Change{Family: v.family})
+			}
+		}
+		took := time.Since(start)
+		hinted, hints, idle = false, start.Add(took+min(hintShare*took, hintMost)), start.Add(idleShare*took)
+		w.backend.quiet(o, start)
+	}
+	return nil
+}
+
+// wait waits for a command to end; it returns false when none did until a moment.
+func (w *legacyWatch) wait(until time.Time) (hint bool) {
+	w.watchLock()
+	if w.inotify.SetReadDeadline(until) != nil {
+		return false
+	}
+	var events [4096]byte
+	n, err := w.inotify.Read(events[:])
+	return err == nil && n > 0
+}
+
+// A legacyView is what is known of a family's tables.
+type legacyView struct {
+	family cluster.Family
+	tables []*xtTable
+	infos  []tableInfo
+	prints map[uint64]print
+}
+
+// resized tells whether a table has another size than when it was last looked at.
+func (v *legacyView) resized() (bool, error) {
+	for i, t := range v.tables {
+		info, err := t.info()
+		if err != nil {
+			return false, fmt.Errorf("watch %s rules: %w", v.family, err)
+		}
+		if info != v.infos[i] {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// look hashes the rules, and tells whether somebody else changed them since the last look, or may have.
+func (v *legacyView) look(b *Backend) (changed bool, err error) {
+	start := time.Now()
+	now, infos, err := v.read()
+	if err != nil {
+		return false, fmt.Errorf("watch %s rules: %w", v.family, err)
+	}
+	written := b.writes.take(v.family, start)
+	changed = v.prints != nil && differs(v.prints, now, written, start)
+	v.infos, v.prints = infos, now
+	return changed, nil
+}
+
+// maxMoved is how often a table is read that changes meanwhile.
+const maxMoved = 20
+
+func (v *legacyView) read() (prints map[uint64]print, infos []tableInfo, err error) {
+	prints = map[uint64]print{}
+	for _, t := range v.tables {
+		var info tableInfo
+		var some map[uint64]print
+		for range maxMoved {
+			if info, err = t.info(); err == nil {
+				some, err = t.prints(info)
+			}
+			if !errors.Is(err, errMoved) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		infos = append(infos, info)
+		maps.Copy(prints, some)
+	}
+	return prints, infos, nil
+}
+
+// differs compares two looks, the later one begun at a moment. written are the chains that we wrote since the earlier, which may
+// differ; of those that were done, the number of rules is known.
+func differs(before, now map[uint64]print, written map[iptables.ChainName]ownWrite, start time.Time) bool {
+	own := make(map[uint64]bool, len(written))
+	for name, w := range written {
+		key := chainKey(name.Table, name.Chain)
+		own[key] = true
+		p, there := now[key]
+		switch {
+		case !w.settled(start):
+		case w.rules == iptables.Uncounted:
+			return true // what others have there can't be told from what we wrote
+		case there != (w.rules != iptables.Gone) || there && p.rules != w.rules:
+			return true
+		}
+	}
+	for key, p := range now {
+		if before[key] != p && !own[key] {
+			return true
+		}
+	}
+	for key := range before {
+		if _, there := now[key]; !there && !own[key] {
+			return true
+		}
+	}
+	return false
+}
