@@ -206,14 +206,19 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 	note := func(reason, format string, args ...any) {
 		notes = append(notes, cluster.Note{Object: node, Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
+	again := func(in time.Duration) {
+		if retry == 0 || in < retry {
+			retry = in
+		}
+	}
 	for _, s := range sessions {
 		wait := sessionPatience - now.Sub(s.Since)
 		switch {
 		case s.Locked():
 			note(cluster.ReasonBGPPasswordMissing, "There is no session with the BGP peer %s: %s.", s.Peer.Address, s.LastError)
-			retry = sessionPatience
+			again(sessionPatience)
 		case !s.Up() && !s.BeenUp && wait > 0:
-			retry = wait
+			again(wait)
 		case !s.Up():
 			note(cluster.ReasonBGPSessionDown, "The session with the BGP peer %s (AS %d) is down: %s.", s.Peer.Address, s.Peer.ASN, defaultTo(s.LastError, "no answer"))
 		case s.Peer.RestartTime > 0 && !s.GracefulRestart:

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -242,6 +243,10 @@ bgp:
 	}
 	if !reflect.DeepEqual(c.BGP, want) {
 		t.Errorf("got %+v\nexpected %+v", c.BGP, want)
+	}
+	shown, err := json.Marshal(configz(c))
+	if err != nil || !strings.Contains(string(shown), `"kinds":["ServiceCIDRs","LoadBalancerIPs"]`) || !strings.Contains(string(shown), `"communities":["no-export","64512:1"]`) {
+		t.Errorf("/configz shows %s, %v", shown, err)
 	}
 	if c, err = configure(t, head+"bgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500}]}"); err != nil || len(c.BGP.Announce) != 1 || c.BGP.Announce[0].Kinds[0] != bgp.PodCIDRs {
 		t.Errorf("without announce: %+v, %v", c.BGP, err)

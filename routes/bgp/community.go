@@ -35,6 +35,12 @@ func (c Community) String() string {
 	return fmt.Sprintf("%d:%d", uint32(c)>>16, uint32(c)&0xffff)
 }
 
+// MarshalText returns what String does.
+func (c Community) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// MarshalText returns what String does.
+func (c LargeCommunity) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
 // String returns "64512:1:2".
 func (c LargeCommunity) String() string { return fmt.Sprintf("%d:%d:%d", c[0], c[1], c[2]) }
 

@@ -87,6 +87,9 @@ func (k Kind) String() string {
 	return [...]string{"PodCIDRs", "ServiceCIDRs", "ClusterIPs", "ExternalIPs", "LoadBalancerIPs"}[k]
 }
 
+// MarshalText returns the word of the configuration.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
 // An Announcement says which kinds of addresses are announced, and with which attributes.
 type Announcement struct {
 	Kinds      []Kind

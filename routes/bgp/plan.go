@@ -33,7 +33,6 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 	}
 	if !t.RouterID.IsValid() {
 		p.note(cluster.ReasonNodeIncomplete, "The node has no IPv4 InternalIP, which would be its BGP identifier; right would be one, or bgp.routerID in the agent's configuration.")
-		return &Table{}, p.notes
 	}
 	t.Peers = p.peers()
 	p.announcePods(pods)

@@ -9,7 +9,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 )
 
-// A Table is what this node's speaker should do. Without a RouterID it should do nothing.
+// A Table is what this node's speaker should do. Without a RouterID, a speaker can't begin.
 type Table struct {
 	ASN        uint32
 	RouterID   netip.Addr
@@ -80,7 +80,7 @@ func (p Peer) String() string {
 }
 
 // Lines returns the Table as text: the speaker, its peers, then its paths, each line ended. It is empty for a speaker that
-// does nothing, and for none.
+// can't begin, and for none.
 func (t *Table) Lines() string {
 	if t == nil || !t.RouterID.IsValid() {
 		return ""

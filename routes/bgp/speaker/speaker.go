@@ -87,10 +87,10 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 		}
 	}
 	if err := s.tell(c); err != nil {
-		return Result{Changes: c}, err
+		return Result{}, err
 	}
 	s.have.Paths = able.Paths
-	err := s.meet(c, passwords)
+	err := errors.Join(s.meet(c, passwords), s.forgive())
 	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
 	result := Result{Changes: c}
 	if len(s.have.Peers) < len(able.Peers) {
@@ -178,6 +178,9 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		errs = append(errs, s.remove(a))
 	}
 	for _, p := range c.Update {
+		if s.records[p.Address] == nil {
+			continue // it begins anew, for another password
+		}
 		_, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: apiPeer(p, passwords[p.Address])})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("change BGP peer %s: %w", p.Address, err))
@@ -218,6 +221,28 @@ func (s *Speaker) restarting() (is bool) {
 		}
 	})
 	return is
+}
+
+// pardon is how long a session stays ended whose peer sent too many prefixes.
+const pardon = time.Minute
+
+// forgive tries peers again that had sent too many prefixes: gobgp would not.
+func (s *Speaker) forgive() error {
+	var guilty []string
+	ctx := context.Background()
+	// It fails for no reason but a nil request.
+	_ = s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
+		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > pardon {
+			guilty = append(guilty, p.Conf.NeighborAddress)
+		}
+	})
+	for _, address := range guilty {
+		if err := s.server.EnablePeer(ctx, &api.EnablePeerRequest{Address: address}); err != nil {
+			return fmt.Errorf("enable BGP peer %s again: %w", address, err)
+		}
+	}
+	return nil
 }
 
 // remove ends the session with a peer by a Cease.

@@ -191,6 +191,45 @@ func TestSpeaker(t *testing.T) {
 	r2.eventually(all("100.64.2.0/24")...)
 }
 
+// TestTooMany: a peer that sends more than is stored loses its session, and gets another one later.
+func TestTooMany(t *testing.T) {
+	r := newRouter(t, "127.0.0.16", 64505, "100.64.5.0/24")
+	for i := range receivedLimit {
+		p := path(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 66, byte(i >> 8), byte(i)}), 32).String(), nil)
+		if _, err := r.AddPath(context.Background(), &api.AddPathRequest{Path: apiPath(64505, p)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := New(func(netip.Addr, bool) {})
+	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64505)}}
+	sync := func() {
+		t.Helper()
+		if _, err := s.Sync(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync()
+	ended := func() bool {
+		session := s.Sessions()[0]
+		return session.State == idle && session.BeenUp && strings.Contains(session.LastError, "maximum number of prefixes reached")
+	}
+	eventually(t, "the session ends", ended)
+	sync()
+	if !ended() {
+		t.Error("it is pardoned at once")
+	}
+	if err := r.DeletePath(context.Background(), &api.DeletePathRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.records[r.at].since = time.Now().Add(-2 * pardon)
+	s.mu.Unlock()
+	sync()
+	eventually(t, "there is a session again", func() bool { return s.Sessions()[0].Up() })
+	table.Peers = nil
+	sync()
+}
+
 // TestLocked: a peer without its password is not started, and others are.
 func TestLocked(t *testing.T) {
 	r := newRouter(t, "127.0.0.13", 64503, "100.64.3.0/24")
