@@ -183,7 +183,12 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	}
 	result, err := p.speaker.Sync(want)
 	logAnnouncements(result.Changes)
-	notes, retry := sessionNotes(p.speaker.Sessions(), nodeRef(plan.Snapshot, p.nodeName), time.Now())
+	node := nodeRef(plan.Snapshot, p.nodeName)
+	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
+	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
+		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
+			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when the agent started; it becomes %s when the agent is restarted.", is, want.RouterID)})
+	}
 	return Report{Notes: notes, Retry: defaultTo(result.Again, retry)}, err
 }
 

@@ -146,3 +146,26 @@ func TestSessionNotes(t *testing.T) {
 		}
 	}
 }
+
+// TestRouterIDChanged: the identifier stays what it was at first, and a Note says so.
+func TestRouterIDChanged(t *testing.T) {
+	p := newBGPPart("n1", nil, func(netip.Addr, bool) {})
+	plan := balanced()
+	for _, c := range []struct{ address, want string }{{"192.0.2.11", ""}, {"192.0.2.12", cluster.ReasonBGPRouterIDChanged}, {"192.0.2.11", ""}} {
+		table := *plan.BGP
+		table.RouterID = netip.MustParseAddr(c.address)
+		next := *plan
+		next.BGP = &table
+		r, err := p.Sync(t.Context(), &next, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, n := range r.Notes {
+			got += n.Reason
+		}
+		if got != c.want {
+			t.Errorf("with the InternalIP %s: %q, expected %q", c.address, got, c.want)
+		}
+	}
+}

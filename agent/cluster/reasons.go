@@ -41,6 +41,8 @@ const (
 	ReasonBGPPasswordMissing = "BGPPasswordMissing"
 	// ReasonBGPSessionDown: there is no session with a BGP peer.
 	ReasonBGPSessionDown = "BGPSessionDown"
+	// ReasonBGPRouterIDChanged: the node's BGP identifier is one that its InternalIP is not any more.
+	ReasonBGPRouterIDChanged = "BGPRouterIDChanged"
 	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
 	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
 )

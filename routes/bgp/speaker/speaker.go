@@ -54,6 +54,8 @@ type Result struct {
 	Changes bgp.Changes
 	// Again is when the next Sync should come to start peers that have to wait for others; 0 when none has to.
 	Again time.Duration
+	// RouterID is the identifier that the sessions have; the zero Addr while there can be none.
+	RouterID netip.Addr
 }
 
 const (
@@ -92,7 +94,7 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 	s.have.Paths = able.Paths
 	err := errors.Join(s.meet(c, passwords), s.forgive())
 	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
-	result := Result{Changes: c}
+	result := Result{Changes: c, RouterID: s.have.RouterID}
 	if len(s.have.Peers) < len(able.Peers) {
 		result.Again = turnCheck
 	}
@@ -284,8 +286,8 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 }
 
 // Close ends the sessions with the peers that would not keep the node's routes over a restart of the agent, so that they learn
-// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. It waits
-// for the goodbyes to be sent, but not longer than the patience.
+// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. Goodbyes
+// have the patience to be sent.
 func (s *Speaker) Close(patience time.Duration) error {
 	sessions := s.Sessions()
 	s.mu.Lock()
