@@ -2,10 +2,15 @@ package bgp
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
@@ -321,4 +326,38 @@ func TestRoutersReturn(t *testing.T) {
 	r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", "fd00:10:244:1::/64", "!"+localIP.String()) })
 	t.Logf("%.1f s after the gateway's return both sessions are back", time.Since(back).Seconds())
 	r.eventually(sessionBound, func() error { return r.reaches(r.p1.Addrs[0], targetPort, "p1") })
+}
+
+// TestRulesFirst: while the rules can't be written, as somebody holds iptables' lock, a new Service is not announced, and one that
+// goes is withdrawn all the same.
+func TestRulesFirst(t *testing.T) {
+	r := newRig(t)
+	r.backend = lab.Legacy
+	g := startBIRD(t, r.lab.Router(), example(t, "bird"))
+	r.start(example(t, "yaml"), r.n1)
+	r.eventually(sessionBound, func() error { return g.learned(localIP.String()) })
+
+	lock, err := os.OpenFile(r.n1.LockFile(), os.O_CREATE|os.O_RDWR, 0o600)
+	r.ok(err)
+	defer lock.Close()
+	r.ok(unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	const late = "203.0.113.8"
+	balanced := lab.Service("late", []netip.Addr{addr("10.96.0.30")}, lab.TCPPort("", webPort, targetPort))
+	balanced.Spec.Type = corev1.ServiceTypeLoadBalancer
+	balanced.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: late}}
+	r.cluster.SetService(balanced)
+	r.cluster.SetEndpoints(balanced, lab.Ready(r.p1))
+	r.cluster.SetEndpoints(r.local) // it has no endpoint any more
+	r.ok(r.cluster.Write())
+	r.eventually(sessionBound, func() error { return g.learned("!" + localIP.String()) })
+	rules, err := r.n1.Run("iptables-legacy-save", "-t", "nat")
+	r.ok(err)
+	if !strings.Contains(rules, localIP.String()) || strings.Contains(rules, late) {
+		t.Errorf("the rules were written, although the lock is held:\n%s", rules)
+	}
+	time.Sleep(2 * time.Second) // that much time it has for doing wrong
+	r.ok(g.learned("!"+late, "10.244.1.0/24"))
+	r.ok(unix.Flock(int(lock.Fd()), unix.LOCK_UN))
+	r.eventually(sessionBound, func() error { return g.learned(late) })
+	r.eventually(sessionBound, func() error { return r.reaches(addr(late), webPort, "p1") })
 }

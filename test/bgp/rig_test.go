@@ -68,8 +68,10 @@ func topology() lab.Topology {
 // has a load balancer IP, policy Local, and an endpoint on n1.
 type rig struct {
 	*testing.T
-	lab        *lab.Lab
-	cluster    *lab.Cluster
+	lab     *lab.Lab
+	cluster *lab.Cluster
+	// backend is the agents'; nft at first.
+	backend    lab.Backend
 	web, local *corev1.Service
 	n1, n2     *lab.Node
 	p1, p2     *lab.Pod
@@ -81,7 +83,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	l := lab.ForTest(t, topology())
 	cl, err := l.Cluster()
-	r := &rig{T: t, lab: l, cluster: cl, n1: l.Node("n1"), n2: l.Node("n2"), p1: l.Pod("p1"), p2: l.Pod("p2"), outside: l.Client("outside"), agents: map[*lab.Node]*lab.Agent{}}
+	r := &rig{T: t, lab: l, cluster: cl, backend: lab.NFT, n1: l.Node("n1"), n2: l.Node("n2"), p1: l.Pod("p1"), p2: l.Pod("p2"), outside: l.Client("outside"), agents: map[*lab.Node]*lab.Agent{}}
 	r.ok(err)
 	for _, p := range []*lab.Pod{r.p1, r.p2} {
 		_, err := p.Serve(lab.Server{Name: p.Name, Proto: lab.TCP, Port: targetPort})
@@ -121,7 +123,7 @@ func (r *rig) start(configuration string, nodes ...*lab.Node) {
 	file := filepath.Join(r.TempDir(), "agent.yaml")
 	r.ok(os.WriteFile(file, []byte(configuration), 0o600))
 	for _, n := range nodes {
-		a, err := n.StartAgent(lab.AgentOptions{Cluster: r.cluster, Backend: lab.NFT, Flags: []string{"--config=" + file}})
+		a, err := n.StartAgent(lab.AgentOptions{Cluster: r.cluster, Backend: r.backend, Flags: []string{"--config=" + file}})
 		r.ok(err)
 		r.agents[n] = a
 	}
