@@ -5,6 +5,7 @@
 # make lint    vet, gofmt, staticcheck, go mod verify, and govulncheck where its database can be reached
 # make demo    shows a little cluster in network namespaces (needs root; KEEP=1 leaves it up, make demo-down takes it down)
 # make bench   prints what large rule sets cost, fairway's and kube-proxy's (needs root)
+# make faults  runs the tests of what goes wrong on a node and prints the table of docs/faults.md (needs root)
 # make differential  compares many more random clusters with kube-proxy than make test does (needs root)
 # make clean   removes what was built
 
@@ -18,7 +19,7 @@ DEMO_TOOLS := iptables-nft=iptables ip=iproute2
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 
-.PHONY: help build test unit lint demo demo-down bench differential clean tools demo-tools root
+.PHONY: help build test unit lint demo demo-down bench faults differential clean tools demo-tools root
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -50,6 +51,13 @@ demo-down:
 # BENCH passes flags on: make bench BENCH='-services 1000 -only contenders -contenders fairway-legacy,fairway-nft -rounds 1'
 bench: tools build
 	FAIRWAY_BIN=bin/fairway $(SUDO) go run ./test/bench $(BENCH)
+
+# FAULTS passes flags on: make faults FAULTS='-run Fault16'; -update writes what was measured into docs/faults.md. Some of its rows are
+# tests of other packages, at the end of a name their -run.
+FAULTS_ELSEWHERE := ./agent/source/kube ./test/takeover
+faults: tools build root
+	[ -n "$(FAULTS)" ] || $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|Takeover)' $(FAULTS_ELSEWHERE)
+	FAIRWAY_LAB=require FAIRWAY_BIN=$(CURDIR)/bin/fairway $(SUDO) go test -count=1 -timeout 4h -v ./test/faults -table=true $(FAULTS)
 
 # DIFFERENTIAL passes flags on: make differential DIFFERENTIAL='-seed 41 -clusters 1'
 DIFFERENTIAL ?= -clusters 500

@@ -77,8 +77,8 @@ type bgpPart struct {
 // rulesInKernel are the rules of one family.
 type rulesInKernel struct {
 	table *proxy.Table
-	// refused are the Services that were left out of them, quarantined.
-	refused map[cluster.Ref]bool
+	// unserved are the Services that were left out of them, quarantined.
+	unserved []cluster.Ref
 	// served are the addresses that they serve.
 	served map[netip.Addr]bool
 }
@@ -120,34 +120,24 @@ func (p *bgpPart) observe(part string, plan *Plan, r Report) (news bool) {
 		if part != rulesPrefix+f.String() {
 			continue
 		}
-		refused := map[cluster.Ref]bool{}
-		for _, n := range r.Notes {
-			if n.Reason == cluster.ReasonQuarantined {
-				refused[n.Object] = true
-			}
-		}
-		return p.inKernel(f, plan.Services[i].Table, refused)
+		return p.inKernel(f, plan.Services[i].Table, r.unserved())
 	}
 	return false
 }
 
-func (p *bgpPart) inKernel(f cluster.Family, t *proxy.Table, refused map[cluster.Ref]bool) (news bool) {
+func (p *bgpPart) inKernel(f cluster.Family, t *proxy.Table, unserved []cluster.Ref) (news bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if k := p.kernel[f]; k != nil && k.table == t && len(k.refused) == len(refused) {
-		same := true
-		for ref := range refused {
-			same = same && k.refused[ref]
-		}
-		if same {
-			return false
-		}
+	if k := p.kernel[f]; k != nil && k.table == t && slices.Equal(k.unserved, unserved) {
+		return false
 	}
 	served := map[netip.Addr]bool{}
-	for _, v := range servedAddresses(t.Without(refused)) {
-		served[v.Addr] = true
+	for _, v := range servedAddresses(t) {
+		if !slices.Contains(unserved, v.Service.Ref()) {
+			served[v.Addr] = true
+		}
 	}
-	p.kernel[f] = &rulesInKernel{t, refused, served}
+	p.kernel[f] = &rulesInKernel{t, unserved, served}
 	return true
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
@@ -69,15 +70,20 @@ func TestAnnouncedWhenProgrammed(t *testing.T) {
 		t.Error("the same rules are news")
 	}
 	ready("when the second Service goes, and its rules are there", one, "10.96.0.0/16 10.244.1.0/24 203.0.113.1/32", true)
-	quarantine := Report{Notes: []cluster.Note{{Object: two.Snapshot.Services[0].Ref(), Reason: cluster.ReasonQuarantined}}}
+	first := netfilter.Quarantine{Note: cluster.Note{Object: two.Snapshot.Services[0].Ref(), Reason: cluster.ReasonQuarantined}}
+	quarantine := Report{Quarantined: []netfilter.Quarantine{first}}
 	if !p.observe(rules, two, quarantine) {
 		t.Error("a quarantined Service is no news")
 	}
 	ready("when the kernel refuses the first", two, "10.96.0.0/16 10.244.1.0/24 203.0.113.2/32", true)
-	if p.observe(rules, two, quarantine) || !p.observe(rules, two, Report{}) {
-		t.Error("the same quarantine is news, or its end is none")
+	if p.observe(rules, two, quarantine) {
+		t.Error("the same quarantine is news")
 	}
-	ready("when it has them again", two, ab, true)
+	first.Served = true
+	if !p.observe(rules, two, Report{Quarantined: []netfilter.Quarantine{first}}) {
+		t.Error("older rules that serve it are no news")
+	}
+	ready("when it has older rules", two, ab, true)
 	if got := len(two.BGP.Paths); got != 4 {
 		t.Errorf("the Plan itself has %d paths, expected 4", got)
 	}

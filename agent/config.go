@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -65,7 +66,7 @@ type AgentConfiguration struct {
 	IPTablesBackend string `json:"iptablesBackend,omitempty"`
 	// SyncPeriod is how often the kernel is compared with the plan although nothing seems to have changed; 30s when empty.
 	SyncPeriod Duration `json:"syncPeriod,omitempty"`
-	// MinSyncPeriod is the least time between two changes of one family's rules; 500ms when empty, "0s" for none.
+	// MinSyncPeriod is the least time between two changes of one family's rules; 100ms when empty, "0s" for none.
 	MinSyncPeriod Duration `json:"minSyncPeriod,omitempty"`
 	// Conntrack is what is set of the kernel's connection tracking.
 	Conntrack ConntrackConfiguration `json:"conntrack,omitzero"`
@@ -81,6 +82,9 @@ type AgentConfiguration struct {
 	EnableProfiling bool `json:"enableProfiling,omitempty"`
 	// OOMScoreAdj makes the kernel spare the agent when memory is short, -1000 to 1000; -999 when not given.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
+	// StateDir is a directory of the host in which what was last programmed is kept, for a start at which the API does not answer;
+	// nothing is kept when empty.
+	StateDir string `json:"stateDir,omitempty"`
 	// ClientConnection is how the Kubernetes API is reached.
 	ClientConnection ClientConnection `json:"clientConnection,omitzero"`
 	// BGP is what routers are told; nothing when it is not given.
@@ -165,6 +169,7 @@ type Config struct {
 	BindAddressHardFail bool
 	EnableProfiling     bool
 	OOMScoreAdj         int
+	StateDir            string
 	ClientConnection    ClientConnection
 	// BGP is nil when there is no BGP. It is not changed.
 	BGP *bgp.Config
@@ -200,6 +205,7 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 		BindAddressHardFail: a.BindAddressHardFail,
 		EnableProfiling:     a.EnableProfiling,
 		OOMScoreAdj:         number("oomScoreAdj", a.OOMScoreAdj, defaultOOMScoreAdj, -1000, 1000, refuse),
+		StateDir:            a.StateDir,
 		ClientConnection:    a.ClientConnection.check(refuse),
 	}
 	a.checkCIDRs(&c, refuse)
@@ -208,6 +214,9 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 	a.periods(&c, refuse)
 	a.servers(&c, refuse)
 	c.BGP = a.BGP.check(&c, refuse)
+	if c.StateDir != "" && !filepath.IsAbs(c.StateDir) {
+		refuse("stateDir", "%q depends on where the agent is started; expected an absolute path", c.StateDir)
+	}
 	return c
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -22,6 +23,8 @@ const (
 type flowKeeper struct {
 	// clean is netfilter.CleanFlows, or a test's.
 	clean func(cluster.Family, func(proxy.Flow) bool) (netfilter.FlowsReport, error)
+	// found are the places at which rules stood when the agent started.
+	found []netip.AddrPort
 	// table is the Table whose rules are in force, and review what it needs; nil before the first.
 	table  *proxy.Table
 	review *proxy.FlowReview
@@ -33,6 +36,9 @@ type flowKeeper struct {
 // right: it becomes a Note on the node, and the flows are looked for again by the next Sync, which is asked for.
 func (k *flowKeeper) sync(t *proxy.Table, s *cluster.Snapshot, node cluster.Ref, repaired bool, report *Report) {
 	next := proxy.ReviewFlows(k.review, t, s.Host)
+	if k.review == nil {
+		next = next.Found(k.found)
+	}
 	if repaired {
 		next = next.Again()
 	}

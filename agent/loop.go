@@ -31,6 +31,8 @@ type loop struct {
 	reporter  Reporter
 	// event, when not nil, writes a Warning about the own Node.
 	event func(reason, message string)
+	// saver, when not nil, is offered what is programmed.
+	saver *saver
 
 	// mu guards the inputs; wake says that they changed.
 	mu       sync.Mutex
@@ -84,6 +86,23 @@ func (l *loop) publish(s *cluster.Snapshot) {
 	l.snapshot = s
 	l.mu.Unlock()
 	l.signal()
+}
+
+// publishSaved takes a saved Snapshot, unless a source was faster.
+func (l *loop) publishSaved(s *cluster.Snapshot) {
+	l.mu.Lock()
+	if l.snapshot == nil {
+		l.snapshot = s
+	}
+	l.mu.Unlock()
+	l.signal()
+}
+
+// published tells whether there is a Snapshot.
+func (l *loop) published() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.snapshot != nil
 }
 
 // setHost takes a new view of the own machine.
@@ -178,4 +197,27 @@ func (l *loop) done(o outcome) {
 	l.reporting.Lock()
 	defer l.reporting.Unlock()
 	l.reporter.Report(l.status.done(o))
+	if l.saver != nil {
+		if s := l.status.programmed(); s != nil {
+			l.saver.offer(s)
+		}
+	}
+}
+
+// doubt tells that a source does not believe what it reads, and why; with "", that this is over.
+func (l *loop) doubt(why string) {
+	if why == "" {
+		l.remark("source")
+		return
+	}
+	l.metrics.doubted()
+	l.remark("source", cluster.Note{Object: cluster.Ref{Kind: "Node", Name: l.config.NodeName, UID: l.config.NodeName}, Reason: cluster.ReasonListDoubted,
+		Detail: "a list of the cluster would delete more than half of it (" + why + "); what was known stays in force until a second look confirms that"})
+}
+
+// remark replaces the Notes of somebody who is no Part.
+func (l *loop) remark(who string, notes ...cluster.Note) {
+	l.reporting.Lock()
+	defer l.reporting.Unlock()
+	l.reporter.Report(l.status.remark(who, notes))
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // bound is how long a test waits for what must come.
@@ -27,6 +28,7 @@ type fakePart struct {
 	syncs, rereads int
 	plan           *Plan
 	notes          []cluster.Note
+	quarantined    []netfilter.Quarantine
 }
 
 func (p *fakePart) Name() string { return p.name }
@@ -41,7 +43,7 @@ func (p *fakePart) Sync(_ context.Context, plan *Plan, reread bool) (Report, err
 	if p.fail == nil {
 		p.plan = plan
 	}
-	return Report{Wrote: true, Notes: p.notes}, p.fail
+	return Report{Wrote: true, Notes: p.notes, Quarantined: p.quarantined}, p.fail
 }
 
 func (p *fakePart) set(err error) {
@@ -309,4 +311,61 @@ func TestSyncPeriod(t *testing.T) {
 	if rules.pace.interval != 7*time.Millisecond || rules.pace.retryMax != time.Second || rules.auditEvery != time.Second {
 		t.Errorf("rules are paced %+v, and read back every %s", rules.pace, rules.auditEvery)
 	}
+}
+
+// TestUnservedHealthCheck: of a Service in quarantine that has no rules, no load balancer is told that there are endpoints; that follows
+// the quarantine also when the Plan stays the same.
+func TestUnservedHealthCheck(t *testing.T) {
+	s := aSnapshot("10.0.0.1")
+	web := s.Services[0]
+	web.HealthCheckNodePort = 32000
+	web.Slices = []*cluster.EndpointSlice{{Family: cluster.IPv4, Ports: []cluster.EndpointPort{{Protocol: cluster.TCP, Port: 80}},
+		Endpoints: []cluster.Endpoint{{Addr: netip.MustParseAddr("10.1.0.1"), NodeName: "a", Ready: true, Serving: true}}}}
+	rules := &fakePart{name: rulesPrefix + "IPv4"}
+	quarantine := func(list ...netfilter.Quarantine) {
+		rules.mu.Lock()
+		defer rules.mu.Unlock()
+		rules.quarantined = list
+	}
+	note := cluster.Note{Object: web.Ref(), Reason: cluster.ReasonQuarantined}
+	quarantine(netfilter.Quarantine{Note: note})
+	checks := &followingPart{fakePart{name: healthChecksPrefix + "IPv4"}, rules.name}
+	l, _ := startLoop(t, rules, checks)
+	l.setHost(&cluster.Host{})
+	l.publish(s)
+	endpoints := func(want int) func() bool {
+		return func() bool {
+			_, _, p := checks.see()
+			return p != nil && p.Services[0].Table.HealthChecks[0].LocalEndpoints == want
+		}
+	}
+	eventually(t, "the check of the Service without rules has no endpoints", endpoints(0))
+	quarantine(netfilter.Quarantine{Note: note, Served: true})
+	l.kick(rules.name)
+	eventually(t, "it has one when the older rules are there", endpoints(1))
+	quarantine(netfilter.Quarantine{Note: note})
+	l.kick(rules.name)
+	eventually(t, "it has none again", endpoints(0))
+	quarantine()
+	l.kick(rules.name)
+	eventually(t, "it has one after the quarantine", endpoints(1))
+}
+
+// TestFailedRepair: a Part that was programmed and can't repair what somebody else did is tried again after whatever triggered it,
+// and waits to be programmed until it succeeds.
+func TestFailedRepair(t *testing.T) {
+	p := &fakePart{name: rulesPrefix + "IPv4"}
+	l, _ := startLoop(t, p)
+	l.setHost(&cluster.Host{})
+	l.publish(aSnapshot("10.0.0.1"))
+	eventually(t, "it is programmed", func() bool { return l.status.view().ready() })
+	p.set(errors.New("the kernel is not in the mood"))
+	l.kick(p.name)
+	eventually(t, "it is tried three times", func() bool { n, _, _ := p.see(); return n >= 4 })
+	v := l.status.view()
+	if v.parts[p.name].pending.IsZero() || v.keepsUp(v.parts[p.name], time.Now().Add(time.Hour)) {
+		t.Error("nobody is told that it waits to be programmed")
+	}
+	p.set(nil)
+	eventually(t, "it recovers", func() bool { v := l.status.view(); return v.parts[p.name].pending.IsZero() })
 }

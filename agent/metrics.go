@@ -43,6 +43,7 @@ type metrics struct {
 	planDuration    prometheus.Histogram
 	healthzTotal    *prometheus.CounterVec // by code
 	livezTotal      *prometheus.CounterVec // by code
+	listsDoubted    prometheus.Counter
 }
 
 // newMetrics makes the metrics of an agent. lost, when not nil, tells since when the Kubernetes API has not answered.
@@ -82,6 +83,8 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 		flowsDeleted:  counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "UDP entries deleted from conntrack because their endpoint or service is gone.", "ip_family"),
 		planDuration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fairway_plan_duration_seconds",
 			Help: "Time to decide and render everything after a change.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)}),
+		listsDoubted: prometheus.NewCounter(prometheus.CounterOpts{Name: "fairway_lists_doubted_total",
+			Help: "Looks at the cluster that found more than half of it gone, and were not believed until they were confirmed."}),
 		healthzTotal: counter("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
 		livezTotal:   counter("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
 	}
@@ -108,7 +111,7 @@ func newMetrics(s *status, version string, lost func() (time.Time, error)) *metr
 			func() int { services, _ := m.changes.pending(); return services }),
 		pending("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Changes of EndpointSlices that are not in the kernel yet.",
 			func() int { _, endpoints := m.changes.pending(); return endpoints }),
-		m.healthzTotal, m.livezTotal, build, statusCollector{s}, collectors.NewGoCollector(),
+		m.healthzTotal, m.livezTotal, m.listsDoubted, build, statusCollector{s}, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -122,6 +125,8 @@ func programmingBuckets() []float64 {
 
 func (m *metrics) healthz(code int) { m.healthzTotal.WithLabelValues(strconv.Itoa(code)).Inc() }
 func (m *metrics) livez(code int)   { m.livezTotal.WithLabelValues(strconv.Itoa(code)).Inc() }
+
+func (m *metrics) doubted() { m.listsDoubted.Inc() }
 
 func (m *metrics) planned(d time.Duration) { m.planDuration.Observe(d.Seconds()) }
 
@@ -219,6 +224,7 @@ var (
 	descRoutes      = prometheus.NewDesc("fairway_routes", "Routes to other nodes' pods that should be in the kernel.", []string{"ip_family"}, nil)
 	descNoLocal     = prometheus.NewDesc("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports that drop traffic because their policy is Local and this node has no endpoint.", []string{"traffic_policy", "ip_family"}, nil)
 	descPorts       = prometheus.NewDesc("fairway_service_ports", "Service ports that are served.", []string{"ip_family"}, nil)
+	descStale       = prometheus.NewDesc("fairway_snapshot_stale", "1 while what was saved on the disk is in force, because the cluster has not answered.", nil, nil)
 	descQuarantined = prometheus.NewDesc("fairway_quarantined_services", "Services whose rules the kernel refused.", nil, nil)
 )
 
@@ -242,6 +248,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range byReason {
 		gauge(descNotes, float64(n), reason)
 	}
+	gauge(descStale, boolean(v.stale()))
 	gauge(descQuarantined, float64(len(quarantined)))
 	now := time.Now()
 	for name, p := range v.parts {

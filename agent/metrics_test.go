@@ -221,6 +221,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	r := newRulesRig(t)
 	r.m = newMetrics(r.m.status, "test", func() (time.Time, error) { return time.Time{}, nil })
 	r.m.registry.MustRegister(append(kube.Metrics(), droppedEvents(func() uint64 { return 0 }))...)
+	r.m.registry.MustRegister(newSaver("", "", nil).metrics()...)
 	requestSomething(t)
 	r.goal(serviceOf("a", 0, &cluster.EndpointSlice{Family: cluster.IPv4, Triggered: r.m.start.Add(time.Second)}))
 	r.m.status.queued(r.last, nil, r.m.start)

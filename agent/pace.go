@@ -12,7 +12,7 @@ type pace struct {
 	// unless d was spent waiting.
 	share int
 	// most bounds how long after a run's end its share is waited for: a first load that took seconds tells little about
-	// the next change, which should not wait for several times as long. 0 for no bound.
+	// the next change, which should not wait as long. 0 for no bound.
 	most time.Duration
 	// retryMin and retryMax bound the delay after a failure.
 	retryMin, retryMax time.Duration

@@ -8,7 +8,7 @@ import (
 func TestPace(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) time.Time { return start.Add(d) }
-	p := pace{interval: 500 * time.Millisecond, share: 4, most: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 300 * time.Millisecond}
+	p := pace{interval: 100 * time.Millisecond, share: 2, most: time.Second, retryMin: 100 * time.Millisecond, retryMax: 300 * time.Millisecond}
 	wait := func(now, want time.Duration) {
 		t.Helper()
 		if got := p.wait(at(now)); got != want {
@@ -23,18 +23,18 @@ func TestPace(t *testing.T) {
 	}
 	wait(0, 0) // the first change is not held up
 	p.ran(at(0), at(10*time.Millisecond), Report{Wrote: true}, false)
-	wait(20*time.Millisecond, 480*time.Millisecond) // the next ones are gathered
+	wait(20*time.Millisecond, 80*time.Millisecond) // the next ones are gathered
 	wait(time.Second, 0)
 	p.ran(at(time.Second), at(1200*time.Millisecond), Report{Wrote: true}, false)
-	wait(1200*time.Millisecond, 600*time.Millisecond) // what takes long comes less often
+	wait(1200*time.Millisecond, 200*time.Millisecond) // what takes long rests as long
 	p.ran(at(time.Second), at(1200*time.Millisecond), Report{Waited: true}, true)
-	wait(1200*time.Millisecond, 300*time.Millisecond) // unless it only waited
+	wait(1200*time.Millisecond, 0) // unless it only waited
 	p.ran(at(2*time.Second), at(2*time.Second), Report{}, false)
 	wait(2*time.Second, 0) // what wrote nothing delays nothing
 	retry(2*time.Second, 0, false)
 
 	p.ran(at(2*time.Second), at(8*time.Second), Report{Wrote: true}, false)
-	wait(8*time.Second, 2*time.Second) // nobody waits four times as long as a first load took
+	wait(8*time.Second, time.Second) // nobody waits as long as a first load took
 
 	for _, want := range []time.Duration{100, 200, 300, 300} {
 		p.ran(at(3*time.Second), at(3*time.Second), Report{}, true)

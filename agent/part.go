@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -51,12 +52,24 @@ type Report struct {
 	Full bool
 	// WroteFilter and WroteNAT count the iptables rules written to these tables, Refused the restores that were refused.
 	WroteFilter, WroteNAT, Refused int
+	// Quarantined are the Services whose present rules the kernel refuses.
+	Quarantined []netfilter.Quarantine
 	// Notes tell what the kernel, or what is in it, stood against.
 	Notes []cluster.Note
 	// Retry is when to try again what the kernel stood against; 0 for never.
 	Retry time.Duration
 	// Flows is what was done about UDP flows; with no Duration when there was no need to look.
 	Flows netfilter.FlowsReport
+}
+
+// unserved lists the Services in quarantine that have no rules at all.
+func (r Report) unserved() (list []cluster.Ref) {
+	for _, q := range r.Quarantined {
+		if !q.Served {
+			list = append(list, q.Note.Object)
+		}
+	}
+	return list
 }
 
 // auditShare bounds how often a Part reads everything back although nothing seems to have changed: every syncPeriod, or so
@@ -88,8 +101,9 @@ type runner struct {
 	// goals and kicks hold one element each: the latest goal, and that somebody changed the kernel.
 	goals chan goal
 	kicks chan struct{}
-	// programmed is the revision of the last success.
+	// programmed is the revision of the last success, and unserved what it had no rules for.
 	programmed uint64
+	unserved   []cluster.Ref
 	// done is told every outcome; it must not block for long.
 	done func(outcome)
 	// began, when not nil, is told that a Sync begins.
@@ -200,9 +214,10 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 
 // succeeded passes on that the Part has a goal in the kernel; fresh is false when it had it before.
 func (r *runner) succeeded(g goal, report Report, fresh bool) {
-	for _, n := range r.next {
-		if fresh {
-			n.set(g)
+	if unserved := report.unserved(); fresh || !slices.Equal(unserved, r.unserved) {
+		r.unserved = unserved
+		for _, n := range r.next {
+			n.set(goal{g.revision, g.plan.without(unserved)})
 		}
 	}
 	for _, w := range r.observers {

@@ -20,13 +20,14 @@ const (
 	healthChecksPrefix = "health-checks-"
 )
 
-// How rules are paced, unless minSyncPeriod says otherwise. Half a second gathers what a rolling update changes; and with
-// the share, even rules that take long to write take no more than a quarter of one core, but for loads of seconds, which
-// are rare.
+// How rules are paced. A tenth of a second, unless minSyncPeriod says otherwise, gathers what a rolling update changes, and
+// keeps what a small cluster's restless endpoints cost to some percent of one core. What takes longer rests as long as it
+// took: so it takes half of one core while changes keep coming, and a change is in the kernel after two such syncs on
+// average. Only after single loads of seconds, which are rare, is the rest shorter.
 const (
-	rulesInterval = 500 * time.Millisecond
-	rulesShare    = 4
-	rulesMost     = 2 * time.Second
+	rulesInterval = 100 * time.Millisecond
+	rulesShare    = 2
+	rulesMost     = time.Second
 )
 
 // routesPart keeps the routes to other nodes' pods, and that the node forwards at all.
@@ -39,7 +40,11 @@ func (*routesPart) Name() string { return routesName }
 
 // Sync always reads: a dump of the routes costs less than knowing when it is not needed.
 func (p *routesPart) Sync(ctx context.Context, plan *Plan, _ bool) (Report, error) {
-	r, err := p.conn.Sync(ctx, plan.Routes)
+	apply := p.conn.Sync
+	if plan.Stale() {
+		apply = p.conn.Add
+	}
+	r, err := apply(ctx, plan.Routes)
 	changes := len(r.Added) + len(r.Replaced) + len(r.Deleted)
 	report := Report{Wrote: changes > 0, Drift: changes, Notes: r.Notes}
 	return report, errors.Join(err, rtnl.EnsureForwarding(forwarded(plan.Snapshot, p.nodeName)...))
@@ -66,13 +71,16 @@ type rulesPart struct {
 	nodeName string
 	rules    *netfilter.Rules
 	clients  clientWatch
+	ports    portWatch
 	flows    flowKeeper
 	// suspects is what the watch on the rules tells; nil where there is none to be, and the kernel is trusted between audits.
 	suspects *suspicions
 	// found is what others did, until it is repaired.
 	found finding
-	// quarantined counts the Services that the last Sync left out.
+	// quarantined counts the Services whose new values the last Sync left out.
 	quarantined int
+	// failed tells that the last Sync did. It may have written all the same.
+	failed bool
 }
 
 func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.index].String() }
@@ -80,17 +88,22 @@ func (p *rulesPart) Name() string { return rulesPrefix + cluster.Families[p.inde
 func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
 	p.suspect(reread)
 	s := plan.Services[p.index]
-	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options}})
+	done, err := p.rules.Sync(ctx, []netfilter.Desired{{Table: s.Table, Ruleset: s.Rules, Options: s.Options, Add: plan.Stale()}})
 	report := Report{Waited: errors.Is(err, netfilter.ErrLocked)}
+	admitted := false
 	for _, r := range done {
 		report.Wrote = report.Wrote || r.Written
 		report.Full, report.Refused = r.Full, r.Refused
 		report.WroteFilter, report.WroteNAT = r.WroteFilter, r.WroteNAT
-		report.Notes = append(report.Notes, r.Quarantined...)
+		report.Quarantined = r.Quarantined
+		for _, q := range r.Quarantined {
+			report.Notes = append(report.Notes, q.Note)
+		}
 		report.Retry = r.Retry
 		if r.Refused == 0 && len(r.Quarantined) == p.quarantined { // else it is a Service that was tried again
 			report.Drift += r.Chains
 		}
+		admitted = admitted || len(r.Quarantined) < p.quarantined
 		p.quarantined = len(r.Quarantined)
 		p.found.Drifts = append(p.found.Drifts, r.Drifts...)
 		report.Notes = append(report.Notes, notesAbove(r.Family, nodeRef(plan.Snapshot, p.nodeName), r.Above)...)
@@ -102,10 +115,14 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		}
 	}
 	report.Notes = append(report.Notes, p.clients.look(s.Table, time.Now())...)
-	if err == nil {
-		repaired := report.Wrote && (reread || s.Table == p.flows.table)
+	report.Notes = append(report.Notes, p.ports.look(s.Table, nodeRef(plan.Snapshot, p.nodeName), time.Now())...)
+	// Which flows are stale, a saved Snapshot can't tell.
+	if err == nil && !plan.Stale() {
+		// The rules were not what they should be for a while, also when it was a Sync that failed which mended them.
+		repaired := p.failed || admitted || report.Wrote && (reread || s.Table == p.flows.table)
 		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
 	}
+	p.failed = err != nil
 	if err == nil && s.Table.NodePorts.Localhost {
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
@@ -162,6 +179,10 @@ func (p *healthChecksPart) follows() string { return rulesPrefix + cluster.Famil
 
 func (p *healthChecksPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	t := plan.Services[p.index].Table
-	r := p.servers.Sync(t.HealthChecks, t.NodePorts)
+	checks := t.HealthChecks
+	if plan.Stale() { // no load balancer is told of endpoints that may be gone
+		checks = nil
+	}
+	r := p.servers.Sync(checks, t.NodePorts)
 	return Report{Notes: r.Notes, Retry: r.Retry}, nil
 }

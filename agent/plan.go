@@ -2,6 +2,7 @@ package agent
 
 import (
 	"reflect"
+	"slices"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
@@ -58,6 +59,29 @@ type Services struct {
 	Rules   *iptables.Ruleset
 }
 
+// Stale tells that the Plan was made of a saved Snapshot: it may add what is missing, and takes nothing away.
+func (p *Plan) Stale() bool { return !p.Snapshot.Saved.IsZero() }
+
+// without returns the Plan for those that follow the rules, when some Services have none in the kernel: no load balancer is told
+// that this node has endpoints of theirs.
+func (p *Plan) without(unserved []cluster.Ref) *Plan {
+	if len(unserved) == 0 {
+		return p
+	}
+	next := *p
+	for i := range next.Services {
+		t := *next.Services[i].Table
+		t.HealthChecks = slices.Clone(t.HealthChecks)
+		for j, h := range t.HealthChecks {
+			if slices.Contains(unserved, h.Service.Ref()) {
+				t.HealthChecks[j].LocalEndpoints = 0
+			}
+		}
+		next.Services[i].Table = &t
+	}
+	return &next
+}
+
 // MakePlan decides everything. It is pure; prev is a memo and nothing else, so that one changed endpoint costs one
 // service's rendering.
 func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
@@ -74,6 +98,9 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 	if s.Node(c.NodeName) == nil {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,
 			Detail: "The cluster has no Node of this name, which is this agent's; right would be the name of this machine's Node (--node-name)."})
+	}
+	if p.Stale() {
+		p.Notes = append(p.Notes, staleNote(nodeRef(s, c.NodeName), s.Saved))
 	}
 	p.Notes = append(p.Notes, sysctlNotes(nodeRef(s, c.NodeName), facts.Refused)...)
 	for i, f := range cluster.Families {

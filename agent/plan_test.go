@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/iptables"
+	"github.com/fairway-net/fairway/test/synth"
 )
 
 // TestUnknownNode: an agent that was told a wrong name says so, about that name.
@@ -47,6 +49,41 @@ func TestImplausibleServiceRange(t *testing.T) {
 			t.Errorf("the Snapshot was changed: %v", changed.ServiceCIDRs)
 		}
 		prev = plan
+	}
+}
+
+// TestNothingToWrite: what becomes of endpoints that are used nowhere changes no rules, and of one in use none of the other family.
+func TestNothingToWrite(t *testing.T) {
+	s := synth.Even(3, 20, 3)
+	condition := func(s *cluster.Snapshot, ready, serving bool) *cluster.Snapshot {
+		s = synth.Changed(s, 7, 200)
+		e := &s.Services[7].Slices[0].Endpoints[0]
+		e.Ready, e.Serving = ready, serving
+		return s
+	}
+	config := Config{NodeName: synth.NodeName, ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/9")}}
+	used := condition(s, true, true)
+	unused := condition(s, false, false)
+	elsewhere := synth.Changed(unused, 7, 201)
+	e := &elsewhere.Services[7].Slices[0].Endpoints[0]
+	e.Ready, e.Serving = false, false
+	plan := MakePlan(used, config, Offline, nil)
+	writes := func(s *cluster.Snapshot) (families [2]bool) {
+		next := MakePlan(s, config, Offline, plan)
+		for i := range families {
+			families[i] = !iptables.Diff(plan.Services[i].Rules, next.Services[i].Rules).Empty()
+		}
+		plan = next
+		return families
+	}
+	if got := writes(unused); got != [2]bool{true, false} {
+		t.Errorf("an endpoint that is no longer ready has IPv4 and IPv6 written: %v", got)
+	}
+	if got := writes(elsewhere); got != [2]bool{} {
+		t.Errorf("another endpoint that is not ready has IPv4 and IPv6 written: %v", got)
+	}
+	if got := writes(used); got != [2]bool{true, false} {
+		t.Errorf("a ready endpoint has IPv4 and IPv6 written: %v", got)
 	}
 }
 

@@ -82,13 +82,16 @@ func run(ctx context.Context, o Options) error {
 		servers := healthd.New(f, healthy)
 		defer servers.Close()
 		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod}, flows: flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod},
+			ports:   portWatch{ports: netfilter.OpenLocalPorts(), every: o.Config.SyncPeriod},
+			flows:   flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
 		rules.rules.KeepFirst = o.Config.KeepJumpsFirst
 		watched[f] = rules
 		parts = append(parts, rules, &healthChecksPart{i, servers})
 		// What can't be read now, the Part will say, and try again.
 		if have, err := backend.Read(ctx, f, nil); err == nil {
 			facts.Large[i] = have.Large
+			rules.flows.found = have.Served(cluster.UDP)
 		}
 	}
 	w, err := o.open()
@@ -118,12 +121,29 @@ func run(ctx context.Context, o Options) error {
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	var saved *cluster.Snapshot
+	if o.Config.StateDir != "" {
+		l.saver = newSaver(o.Config.StateDir, o.Config.NodeName, func(notes ...cluster.Note) { l.remark("snapshot", notes...) })
+		m.registry.MustRegister(l.saver.metrics()...)
+		saved = l.saver.load()
+	}
+	w.guard(source.Count(saved), func(why string) { l.doubt(why) })
 	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {
 		return err
 	}
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
+	if l.saver != nil {
+		serving = append(serving, l.saver.run)
+	}
+	if saved != nil {
+		serving = append(serving, func(ctx context.Context) error {
+			l.fallBack(ctx, saved, w.lost)
+			<-ctx.Done() // the end of one task is the end of all
+			return nil
+		})
+	}
 	return together(ctx, cancel, append(serving,
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
@@ -227,12 +247,15 @@ type world struct {
 	lost func() (since time.Time, err error)
 	// metrics are those of the requests to the API.
 	metrics []prometheus.Collector
+	// guard makes the source doubt lists of much less than the cluster had, and say so.
+	guard func(before source.Census, doubt func(why string))
 }
 
 func (o Options) open() (world, error) {
 	if o.ClusterDir != "" {
 		folder := &file.Source{Dir: o.ClusterDir, OnError: folderError(o.ClusterDir)}
-		return world{source: folder, reporter: report.Discard{}}, nil
+		guard := func(before source.Census, doubt func(string)) { folder.Before, folder.OnDoubt = before, doubt }
+		return world{source: folder, reporter: report.Discard{}, guard: guard}, nil
 	}
 	c := o.Config.ClientConnection
 	client, err := kube.Connect(kube.Options{Kubeconfig: c.Kubeconfig, Version: o.Version,
@@ -241,7 +264,8 @@ func (o Options) open() (world, error) {
 		return world{}, err
 	}
 	api := kube.New(client)
-	return world{source: api, reporter: report.New(client, o.Config.NodeName), lost: api.Lost, metrics: kube.Metrics()}, nil
+	guard := func(before source.Census, doubt func(string)) { api.Before, api.OnDoubt = before, doubt }
+	return world{source: api, guard: guard, reporter: report.New(client, o.Config.NodeName), lost: api.Lost, metrics: kube.Metrics()}, nil
 }
 
 func folderError(dir string) func(error) {

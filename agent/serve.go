@@ -173,6 +173,8 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 // readiness is the answer of /readyz.
 type readiness struct {
 	Ready bool `json:"ready"`
+	// Stale: what is programmed was saved before a restart, the cluster has not answered yet.
+	Stale bool `json:"stale,omitempty"`
 	// IPTables is the backend that the rules are in.
 	IPTables string                   `json:"iptables"`
 	Revision uint64                   `json:"revision"`
@@ -191,7 +193,7 @@ type partReadiness struct {
 }
 
 func readyBody(v view, now time.Time) (int, any) {
-	r := readiness{Ready: v.ready(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
+	r := readiness{Ready: v.ready(), Stale: v.stale(), IPTables: v.iptables, Revision: v.revision, Parts: map[string]partReadiness{}}
 	for name, p := range v.parts {
 		part := partReadiness{Programmed: p.programmed, Verified: p.programmed, InDoubt: p.doubt, LastUpdated: p.updated}
 		if !p.verified.IsZero() {
@@ -229,6 +231,8 @@ func textHeaders(w http.ResponseWriter) {
 //	/proxyMode  iptables
 //	/configz    the configuration in force, as JSON
 //	/statusz    version, start and uptime, and where each part stands, for people
+//
+// and, with profiling, at /debug/quarantine what iptables-restore was given and said when it refused a Service.
 func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	text := func(path, body string) {
@@ -248,6 +252,10 @@ func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	})
 	if c.EnableProfiling {
 		profile(mux)
+		mux.HandleFunc("/debug/quarantine", func(w http.ResponseWriter, _ *http.Request) {
+			textHeaders(w)
+			fmt.Fprint(w, quarantinez(m.status.view()))
+		})
 	}
 	return mux
 }

@@ -18,7 +18,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairway-net/fairway/agent/cluster"
-
 	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
@@ -272,6 +271,7 @@ func TestProfiling(t *testing.T) {
 	}{
 		{false, "GET", "/debug/pprof/", "", http.StatusNotFound},
 		{false, "PUT", "/debug/flags/v", "5", http.StatusNotFound},
+		{false, "GET", "/debug/quarantine", "", http.StatusNotFound},
 		{true, "GET", "/debug/pprof/", "", http.StatusOK},
 		{true, "GET", "/debug/pprof/goroutine", "", http.StatusOK},
 		{true, "GET", "/debug/flags/v", "", http.StatusMethodNotAllowed},
@@ -287,6 +287,20 @@ func TestProfiling(t *testing.T) {
 	}
 	if v := verbosity(t); v != "5" {
 		t.Errorf("the verbosity is %s", v)
+	}
+}
+
+// TestQuarantinez: what iptables-restore was given and said is shown to who debugs.
+func TestQuarantinez(t *testing.T) {
+	rules := &fakePart{name: rulesPrefix + "IPv4"}
+	s := newStatus([]Part{rules}, time.Minute)
+	s.done(outcome{part: rules.name, report: Report{Quarantined: []netfilter.Quarantine{{
+		Note:  cluster.Note{Object: cluster.Ref{Kind: "Service", Namespace: "default", Name: "web"}, Reason: cluster.ReasonQuarantined, Detail: "why"},
+		Input: "*nat\n-A KUBE-SVC-X -j NONSENSE\nCOMMIT\n", Stderr: "line 2 failed"}}}})
+	w := httptest.NewRecorder()
+	metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: true}, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/debug/quarantine", nil))
+	if got, want := w.Body.String(), "Service default/web: Quarantined: why\n\nline 2 failed\n\n*nat\n-A KUBE-SVC-X -j NONSENSE\nCOMMIT\n\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

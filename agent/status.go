@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
 // status is what the health endpoints and the metrics show of the loop. It is the one place that several goroutines
@@ -22,7 +23,9 @@ type status struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]*partStatus
-	started  time.Time
+	// remarks are the Notes of what is neither the Plan nor a Part, by who makes them.
+	remarks map[string][]cluster.Note
+	started time.Time
 	// beaten is when the loop last showed that it goes round.
 	beaten time.Time
 }
@@ -46,6 +49,8 @@ type partStatus struct {
 	notes   []cluster.Note
 	// standing asks the Part's watch; nil for a Part without.
 	standing func() (quiet time.Time, doubt bool)
+	// quarantined are the Services whose present rules are refused.
+	quarantined []netfilter.Quarantine
 }
 
 // A watchedPart is a Part that is told what others do to its corner of the kernel.
@@ -63,7 +68,7 @@ const (
 
 // newStatus returns the status of an agent with a syncPeriod. As in kube-proxy, what has waited for twice as long is stale.
 func newStatus(parts []Part, syncPeriod time.Duration) *status {
-	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, started: time.Now()}
+	s := &status{staleAfter: 2 * syncPeriod, parts: map[string]*partStatus{}, remarks: map[string][]cluster.Note{}, started: time.Now()}
 	for _, p := range parts {
 		s.parts[p.Name()] = &partStatus{}
 		if w, ok := p.(watchedPart); ok {
@@ -112,6 +117,10 @@ func (s *status) done(o outcome) []cluster.Note {
 	if o.err == nil || len(o.report.Notes) > 0 { // a failure that tells nothing takes nothing back
 		p.notes = o.report.Notes
 	}
+	p.quarantined = o.report.Quarantined
+	if o.err != nil && p.pending.IsZero() {
+		p.pending = o.start // the kernel is not as planned, or it is not known
+	}
 	if o.err == nil {
 		p.programmed, p.updated, p.verified = o.revision, o.end, o.end
 		if o.revision == s.revision {
@@ -131,8 +140,35 @@ func (s *status) allNotes() []cluster.Note {
 	for _, p := range s.parts {
 		all = append(all, p.notes...)
 	}
+	for _, notes := range s.remarks {
+		all = append(all, notes...)
+	}
 	s.notes = cluster.SortNotes(all)
 	return s.notes
+}
+
+// remark replaces the Notes of somebody, and returns all that hold now.
+func (s *status) remark(who string, notes []cluster.Note) []cluster.Note {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remarks[who] = notes
+	return s.allNotes()
+}
+
+// programmed returns the Snapshot of the latest goal when all of it is in the kernel; nil while it is not, and when it is a saved
+// one.
+func (s *status) programmed() *cluster.Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.parts {
+		if p.programmed != s.revision || p.err != nil {
+			return nil
+		}
+	}
+	if s.plan == nil || s.plan.Stale() {
+		return nil
+	}
+	return s.plan.Snapshot
 }
 
 // view is a copy of the status at one moment.
@@ -202,8 +238,14 @@ func (v view) healthy(now time.Time) bool {
 	return true
 }
 
-// ready tells whether the latest goal is in the kernel, everywhere, and nothing says that it is not any more.
+// stale tells that the latest goal is a saved Snapshot.
+func (v view) stale() bool { return v.plan != nil && v.plan.Stale() }
+
+// ready tells whether the latest goal is in the kernel, everywhere, and no saved one, and nothing says that it is not any more.
 func (v view) ready() bool {
+	if v.stale() {
+		return false
+	}
 	for _, p := range v.parts {
 		if p.programmed != v.revision || p.doubt {
 			return false

@@ -93,3 +93,14 @@ func statusz(m *metrics, now time.Time) string {
 	_ = t.Flush() // a strings.Builder takes everything
 	return b.String()
 }
+
+// quarantinez is the answer of /debug/quarantine.
+func quarantinez(v view) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(v.parts)) {
+		for _, q := range v.parts[name].quarantined {
+			fmt.Fprintf(&b, "%s\n\n%s\n\n%s\n\n", q.Note, q.Stderr, q.Input)
+		}
+	}
+	return b.String()
+}

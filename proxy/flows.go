@@ -36,22 +36,20 @@ type FlowReview struct {
 	own []netip.Addr
 	// owed is true when a flow may have become stale, and none was looked for since.
 	owed bool
-	// begin is true while what is owed includes what happened before the agent started.
-	begin bool
 	// gone are the places at which ports were served until then, with an address or, for a node port, without.
 	gone map[netip.AddrPort]bool
 }
 
 // ReviewFlows returns the review for a Table whose rules are in force, on a node with the given links. last is the review for
-// the Table before, carried out or not, and nil when the agent has just started.
+// the Table before, carried out or not, and nil when the agent has just started; see [FlowReview.Found].
 func ReviewFlows(last *FlowReview, t *Table, host *cluster.Host) *FlowReview {
 	r := &FlowReview{table: t, own: ownAddresses(host, t.Family)}
 	if last == nil {
-		r.owed, r.begin = true, true
+		r.owed = true
 		return r
 	}
 	if last.owed {
-		r.owed, r.begin, r.gone = true, last.begin, maps.Clone(last.gone)
+		r.owed, r.gone = true, maps.Clone(last.gone)
 	}
 	old, now := udpDifference(last.table, t)
 	r.compare(placesOf(old), placesOf(now))
@@ -110,6 +108,18 @@ func (r *FlowReview) Again() *FlowReview {
 	return &again
 }
 
+// Found is the same review, when rules of before the agent's start served these places, node ports without an address: what is served
+// no more has gone while no agent ran. Nothing else is known of that time; a flow to an address that had no rules of ours is
+// somebody else's.
+func (r *FlowReview) Found(places []netip.AddrPort) *FlowReview {
+	found := *r
+	found.gone = make(map[netip.AddrPort]bool, len(places))
+	for _, at := range places {
+		found.gone[at] = true
+	}
+	return &found
+}
+
 // Done is what is left of the review when it has been carried out.
 func (r *FlowReview) Done() *FlowReview { return &FlowReview{table: r.table, own: r.own} }
 
@@ -123,16 +133,10 @@ func (r *FlowReview) Judge() func(Flow) bool {
 		if !known && ours {
 			serving, known = served[nodePort]
 		}
-		switch {
-		case known:
+		if known {
 			return (f.translated() || !f.Zoned) && !serves(serving, f.Answers)
-		case !f.translated():
-			return false
-		case r.gone[f.Dst] || ours && r.gone[nodePort]:
-			return true
 		}
-		// Its Service may have been deleted while no agent ran.
-		return r.begin && within(f.Dst.Addr(), r.table.ServiceRanges)
+		return f.translated() && (r.gone[f.Dst] || ours && r.gone[nodePort])
 	}
 }
 

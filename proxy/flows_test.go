@@ -108,12 +108,15 @@ func TestStaleFlows(t *testing.T) {
 		{"a TCP service is nobody", flowTable(web()), flow("10.96.0.2:53", a), false},
 		{"a TCP node port is nobody", flowTable(web()), flow(nodeIP+":30054", a), false},
 		{"endpoint on the node's own address and the node port", flowTable(onHost()), flow(nodePort, nodePort), false},
-		{"a Service that is gone", ranges(flowTable()), flow(vip, a), true},
-		{"a Service that is gone, not translated", ranges(flowTable()), flow(vip, vip), false},
-		{"a Service that is gone, range unknown", flowTable(), flow(vip, a), false},
+		{"a Service that is gone", ranges(flowTable()), flow("10.96.0.7:53", a), true},
+		{"a Service that is gone, not translated", ranges(flowTable()), flow("10.96.0.7:53", "10.96.0.7:53"), false},
+		{"a node port that is gone", flowTable(), flow(nodeIP+":30077", a), true},
+		{"a node port that is gone, of another machine", flowTable(), flow("192.168.0.9:30077", a), false},
+		{"a Service of another proxy", ranges(flowTable()), flow(vip, a), false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := proxy.ReviewFlows(nil, test.table, host(nodeIP))
+			r := proxy.ReviewFlows(nil, test.table, host(nodeIP)).Found([]netip.AddrPort{
+				netip.MustParseAddrPort("10.96.0.7:53"), netip.AddrPortFrom(netip.Addr{}, 30077)})
 			if stale := r.Judge()(test.flow); !r.Owed() || stale != test.stale {
 				t.Errorf("%+v: stale %v, want %v", test.flow, stale, test.stale)
 			}
@@ -248,7 +251,8 @@ func TestFailedReviewIsCarriedOver(t *testing.T) {
 		}
 	}
 	// The agent's first review includes Services that were deleted before it.
-	r = proxy.ReviewFlows(proxy.ReviewFlows(nil, ranges(flowTable()), h), ranges(flowTable(web())), h)
+	first := proxy.ReviewFlows(nil, flowTable(), h).Found([]netip.AddrPort{netip.MustParseAddrPort(vip)})
+	r = proxy.ReviewFlows(first, flowTable(web()), h)
 	if !r.Owed() || !r.Judge()(flow(vip, a)) {
 		t.Error("what happened before the start is forgotten")
 	}

@@ -50,6 +50,21 @@ func (p *NodePortPolicy) among(networks []netip.Prefix, f cluster.Family, own []
 	return n
 }
 
+// TakesFrom reports that a program of the node which waits at an address does not get what comes to a node port of the same
+// number. A socket at :: takes IPv4 as well, as long as it was not told otherwise.
+func (t *Table) TakesFrom(a netip.Addr) bool {
+	n := t.NodePorts
+	switch {
+	case a.IsUnspecified():
+		return (a.Is6() || t.Family == cluster.IPv4) && (n.Everywhere || len(n.Addrs) > 0)
+	case cluster.FamilyOf(a) != t.Family:
+		return false
+	case a.IsLoopback():
+		return n.Localhost && (n.Everywhere || slices.Contains(n.Addrs, a))
+	}
+	return n.Everywhere || slices.Contains(n.Addrs, a)
+}
+
 // withoutPrimary is what there is to say when a Node has no address at all. That it lacks one of a family is as it should be
 // where the cluster has one family.
 func (c Config) withoutPrimary(self *cluster.Node) []cluster.Note {

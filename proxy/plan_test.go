@@ -217,14 +217,6 @@ func TestConflicts(t *testing.T) {
 	if got := strings.Join(told, " "); got != "a a c c d other" {
 		t.Errorf("notes are about %s: %v", got, notes)
 	}
-
-	rest := table.Without(map[cluster.Ref]bool{claim("b", 0, 0).Ref(): true})
-	if got := served(rest); got != "[other] [d]" {
-		t.Errorf("without b served are %s", got)
-	}
-	if same := table.Without(nil); same != table {
-		t.Error("without nobody it is not the same")
-	}
 }
 
 func TestLocalTraffic(t *testing.T) {

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -37,16 +36,6 @@ type Table struct {
 	services []*planned
 	claims   [2][]claim // before conflicts were settled
 	guard    guard
-}
-
-// Without returns the Table without the ports of the given Services: what is left when they are quarantined.
-func (t *Table) Without(refused map[cluster.Ref]bool) *Table {
-	if len(refused) == 0 {
-		return t
-	}
-	rest := *t
-	rest.Ports = slices.DeleteFunc(slices.Clone(t.Ports), func(p *Port) bool { return refused[p.Service.Ref()] })
-	return &rest
 }
 
 // A HealthCheck is a port at which load balancers ask whether this node has endpoints of a Service (spec.healthCheckNodePort).

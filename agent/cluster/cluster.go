@@ -81,6 +81,9 @@ type Snapshot struct {
 	Host *Host
 	// Notes tell what of the objects was not taken over, and why.
 	Notes []Note
+	// Saved is when the Snapshot was programmed and written to the disk that it was read from; zero for one that a Source published. A
+	// saved one is no complete list: what is not in it may exist by now.
+	Saved time.Time
 }
 
 // Node returns the Node with the given name, or nil.

@@ -28,6 +28,10 @@ const (
 	ReasonHealthCheckFailed = "FailedToStartServiceHealthcheck"
 	// ReasonAffinityListFull: an endpoint of a Service with session affinity has as many clients as the kernel remembers.
 	ReasonAffinityListFull = "AffinityListFull"
+	// ReasonNodePortInUse: a program on the node waits at the number of a node port of the Service, which gets what comes for it.
+	ReasonNodePortInUse = "NodePortInUse"
+	// ReasonNodePortEphemeral: the node's own connections may take ports that are node ports of Services.
+	ReasonNodePortEphemeral = "NodePortEphemeral"
 	// ReasonFlowsNotEnded: UDP flows whose endpoint or Service is gone could not be removed from conntrack; it is tried again.
 	ReasonFlowsNotEnded = "FlowsNotEnded"
 	// ReasonForeignRuleBefore: a rule of somebody else stands before the jumps to ours in a built-in chain of iptables, and accepts,
@@ -35,6 +39,14 @@ const (
 	ReasonForeignRuleBefore = "ForeignRuleBeforeServices"
 	// ReasonSysctlRefused: a sysctl that the configuration asks for could not be set, and has another value.
 	ReasonSysctlRefused = "SysctlRefused"
+	// ReasonSnapshotStale: the API has not answered since the agent started; what was last saved is in force.
+	ReasonSnapshotStale = "SnapshotStale"
+	// ReasonSnapshotRefused: what was saved can't be used: it is damaged, of another version or of another node.
+	ReasonSnapshotRefused = "SnapshotRefused"
+	// ReasonSnapshotNotSaved: what is programmed can't be saved: the disk is full, the directory read-only.
+	ReasonSnapshotNotSaved = "SnapshotNotSaved"
+	// ReasonListDoubted: a list would delete more than half of the cluster, and a second look has not confirmed it yet.
+	ReasonListDoubted = "ListDoubted"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 	// ReasonBGPPasswordMissing: the password of a BGP peer can't be read; there is no session with it.

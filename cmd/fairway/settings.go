@@ -64,7 +64,7 @@ func runFlags(s *settings) {
 	type c = *agent.AgentConfiguration
 	s.text("iptables-backend", "auto (what the host uses; the default), legacy or nft", func(c c) *string { return &c.IPTablesBackend })
 	s.duration("iptables-sync-period", 30*time.Second, "how often the kernel is compared with the plan although nothing seems to have changed", func(c c) *agent.Duration { return &c.SyncPeriod })
-	s.duration("iptables-min-sync-period", 500*time.Millisecond, "least time between two changes of one family's rules; 0 for none", func(c c) *agent.Duration { return &c.MinSyncPeriod })
+	s.duration("iptables-min-sync-period", 100*time.Millisecond, "least time between two changes of one family's rules; 0 for none", func(c c) *agent.Duration { return &c.MinSyncPeriod })
 	s.optional("conntrack-max-per-core", 32768, "connections to track for each CPU; 0 leaves the kernel's limit, whatever --conntrack-min", func(c c) **int { return &c.Conntrack.MaxPerCore })
 	s.optional("conntrack-min", 131072, "least number of connections to track", func(c c) **int { return &c.Conntrack.Min })
 	s.duration("conntrack-tcp-timeout-established", 24*time.Hour, "how long idle TCP connections are tracked; 0 leaves the kernel's value", func(c c) *agent.Duration { return &c.Conntrack.TCPEstablishedTimeout })
@@ -76,6 +76,7 @@ func runFlags(s *settings) {
 	s.text("metrics-bind-address", "`address` of /metrics, or none (default 127.0.0.1:10249)", func(c c) *string { return &c.MetricsBindAddress })
 	s.boolean("bind-address-hard-fail", "end when one of these addresses can't be bound, instead of trying again", func(c c) *bool { return &c.BindAddressHardFail })
 	s.boolean("profiling", "serve /debug/pprof/ and /debug/flags/v beside /metrics", func(c c) *bool { return &c.EnableProfiling })
+	s.text("state-dir", "`directory` in which what was last programmed is kept, for a start without the API; nothing is kept without", func(c c) *string { return &c.StateDir })
 	s.optional("oom-score-adj", -999, "how the kernel is to spare the agent when memory is short, -1000 to 1000", func(c c) **int { return &c.OOMScoreAdj })
 }
 

@@ -94,17 +94,20 @@ func (r *Restore) Services() []cluster.Ref {
 // Diff returns what turns have into want. Chains whose text is equal are not touched.
 func Diff(have, want *Ruleset) *Restore {
 	r := &Restore{}
-	nat := compare(&have.NAT, &want.NAT)
-	filter := compare(&have.Filter, &want.Filter)
+	r.tables(compare(&have.Filter, &want.Filter), compare(&have.NAT, &want.NAT))
+	return r
+}
+
+// tables writes the changes of both tables, in the order that leaves no gap.
+func (r *Restore) tables(filter, nat *change) {
 	if nat.empty() {
 		r.write(Filter, filter)
-		return r
+		return
 	}
 	gains, losses := filter.split()
 	r.write(Filter, gains)
 	r.write(NAT, nat)
 	r.write(Filter, losses)
-	return r
 }
 
 // A change is what happens to one table.
@@ -118,10 +121,11 @@ type change struct {
 	create bool           // the shared chain is missing
 }
 
-// A chainChange replaces the rules of a chain; old is "" for a new one.
+// A chainChange replaces the rules of a chain.
 type chainChange struct {
 	*Chain
-	old string
+	old   string
+	isNew bool // there is no chain of the name yet
 }
 
 func (c *change) empty() bool {
@@ -136,7 +140,7 @@ func compare(have, want *Table) *change {
 		case !have.referenced[o.Name]:
 			c.remove = append(c.remove, o.Name)
 		case o.Rules != "":
-			c.set = append(c.set, chainChange{&Chain{Name: o.Name}, o.Rules})
+			c.set = append(c.set, chainChange{Chain: &Chain{Name: o.Name}, old: o.Rules})
 		}
 	}
 	for _, w := range want.Chains {
@@ -145,11 +149,11 @@ func compare(have, want *Table) *change {
 			old = old[1:]
 		}
 		if len(old) == 0 || old[0] != w && old[0].Name != w.Name {
-			c.set = append(c.set, chainChange{w, ""})
+			c.set = append(c.set, chainChange{Chain: w, isNew: true})
 			continue
 		}
 		if old[0] != w && old[0].Rules != w.Rules {
-			c.set = append(c.set, chainChange{w, old[0].Rules})
+			c.set = append(c.set, chainChange{Chain: w, old: old[0].Rules})
 		}
 		old = old[1:]
 	}
@@ -224,7 +228,7 @@ func (c *change) split() (gains, losses *change) {
 			losses.set = append(losses.set, s)
 		default:
 			both := &Chain{Name: s.Name, Rules: s.Rules + lost, ports: s.ports}
-			gains.set = append(gains.set, chainChange{both, s.old})
+			gains.set = append(gains.set, chainChange{Chain: both, old: s.old})
 			losses.set = append(losses.set, s)
 		}
 	}
@@ -257,24 +261,20 @@ func (r *Restore) line(parts ...string) {
 	r.lines++
 }
 
-// write adds a table's change. All chains are declared first, in name order: a declaration creates the chain or
-// empties it.
+// write adds a table's change. All chains are declared first: a declaration creates the chain or empties it.
 func (r *Restore) write(table string, c *change) {
 	if c.empty() {
 		return
 	}
+	r.grow(c)
 	names := slices.Clone(c.remove)
-	size := 0
 	for _, s := range c.set {
 		names = append(names, s.Name)
-		size += len(s.Rules)
 	}
 	if c.create {
 		names = append(names, chainKubelet)
 	}
 	slices.Sort(names)
-	// A first load is megabytes, which should not be copied from one buffer to the next larger one.
-	r.text.Grow(size + 2*(len(names)+4)*maxChainName)
 	r.line("*", table)
 	for _, n := range names {
 		r.line(":", n, " - [0:0]")
@@ -304,6 +304,16 @@ func (r *Restore) write(table string, c *change) {
 		r.line("-X ", n)
 	}
 	r.line("COMMIT")
+}
+
+// grow makes room for a table's change. A first load is megabytes, which should not be copied from one buffer to the next
+// larger one.
+func (r *Restore) grow(c *change) {
+	size := 2 * (len(c.set) + len(c.remove) + 4) * maxChainName
+	for _, s := range c.set {
+		size += len(s.Rules)
+	}
+	r.text.Grow(size)
 }
 
 func (r *Restore) insert(j Jump, at int) {

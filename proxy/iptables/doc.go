@@ -27,5 +27,13 @@
 // first (KUBE-SVC-x-0b). The names of all chains that kube-proxy does not have begin like
 // ones that it sweeps, so that it can clean up after us.
 //
+// # What is written
+//
+// A difference is one commit per table, but for what keeps filter and nat in step, see [Restore], and for [DiffInStages]. One
+// commit is right for iptables-legacy, which replaces a whole table with each. iptables-nft looks every chain that a rule names up in
+// a sorted list of all chains that the commit names, so that 12,244 new chains with 87,000 lines (10,000 Services) cost 5.5 s of processor
+// time in one commit, most of it strcmp's, and 1.9 s in commits of 400 chains. Chains to which nothing leads can be written at any
+// time, so that costs neither a gap nor a step that packets could meet. In a commit of that size the order of the chains makes no difference.
+//
 // The package is pure: it runs no program and reads no file. It decides nothing about services.
 package iptables

@@ -109,8 +109,7 @@ func (r *Ruleset) String() string {
 
 // A Table is one table's part of a Ruleset.
 type Table struct {
-	// Chains are our chains, ordered by name: iptables-nft keeps its list of chains sorted, and loads a large one
-	// several times faster when it comes in order.
+	// Chains are our chains, ordered by name.
 	Chains []*Chain
 	// Jumps are the rules of built-in chains that lead to our chains, in the order in which they stand.
 	Jumps []Jump

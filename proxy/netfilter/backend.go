@@ -61,6 +61,20 @@ func (b *Backend) Families() (list []cluster.Family) {
 	return list
 }
 
+// stageChains is how many chains iptables-nft is given at once of those that nothing leads to; see package iptables for why. The rules of
+// 10,000 Services took 1.8.9 5.5 s of processor time in one commit; in commits of 1,600, 800, 400, 200 and 100 chains 2.7 s,
+// 2.2 s, 1.9 s, 1.8 s and 1.8 s. They are then also read back in 0.8 s instead of 2.3 s, and deleted in 0.3 s instead of 1.5 s.
+const stageChains = 400
+
+// Diff returns what turns have into want, in the form that costs the backend least. iptables-legacy replaces the whole table with each
+// commit, so it gets the fewest.
+func (b *Backend) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	if b.Name == NFT {
+		return iptables.DiffInStages(have, want, stageChains)
+	}
+	return iptables.Diff(have, want)
+}
+
 // Read returns what the kernel holds of ours in filter and nat. Each of the two tables is consistent in itself. known, which
 // may be nil, is what it is likely to hold; the result shares its memory.
 func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error) {
@@ -68,17 +82,27 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 	if !ok {
 		return nil, fmt.Errorf("read %s rules: iptables-%s does not work for the family: %s", f, b.Name, b.Missing[f])
 	}
-	p := iptables.NewParser(f, known)
-	for _, table := range iptables.Tables {
-		if _, err := b.run(ctx, command{path: bin.Save, args: []string{"-t", table}, stdout: p}); err != nil {
+	save := func(runs ...[]string) (*iptables.Ruleset, error) {
+		p := iptables.NewParser(f, known)
+		for _, args := range runs {
+			if _, err := b.run(ctx, command{path: bin.Save, args: args, stdout: p}); err != nil {
+				return nil, fmt.Errorf("read %s rules: %w", f, err)
+			}
+		}
+		r, err := p.Ruleset()
+		if err != nil {
 			return nil, fmt.Errorf("read %s rules: %w", f, err)
 		}
+		return r, nil
 	}
-	r, err := p.Ruleset()
-	if err != nil {
-		return nil, fmt.Errorf("read %s rules: %w", f, err)
+	// iptables-nft-save fetches all tables whichever it is asked for (1.8.9), so it is asked once, for all; unless there is
+	// a table that it stumbles over, which need not be one of ours.
+	if b.Name == NFT {
+		if r, err := save(nil); err == nil {
+			return r, nil
+		}
 	}
-	return r, nil
+	return save([]string{"-t", iptables.Filter}, []string{"-t", iptables.NAT})
 }
 
 // ReadChains returns what the kernel holds of chains of one or both tables, in a Ruleset that has nothing else. A chain of ours
@@ -149,7 +173,7 @@ func (b *Backend) Apply(ctx context.Context, f cluster.Family, r *iptables.Resto
 	input := r.String()
 	w := b.writes.begin(f, r.Touched())
 	_, err := b.run(ctx, command{path: bin.Restore, args: []string{"-w", lockWait, "--noflush"}, stdin: input})
-	b.writes.end(w, err)
+	b.writes.end(f, w, err)
 	var exit *exitError
 	if errors.As(err, &exit) {
 		return newRestoreError(f, exit, input)

@@ -81,7 +81,7 @@ func (b *Backend) clean(ctx context.Context, f cluster.Family) (c Cleaned, err e
 	if err != nil {
 		return c, fmt.Errorf("clean up iptables-%s: %w", b.Name, err)
 	}
-	r := iptables.Diff(have, &iptables.Ruleset{Family: f})
+	r := b.Diff(have, &iptables.Ruleset{Family: f})
 	if r.Empty() {
 		return c, nil
 	}

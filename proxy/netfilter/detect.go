@@ -89,6 +89,8 @@ func (d *detector) detect(ctx context.Context, choice string) (*Backend, error) 
 		if len(b.Binaries) == 0 {
 			return nil, noBackend(b)
 		}
+		other := d.find(ctx, map[string]string{Legacy: NFT, NFT: Legacy}[choice])
+		b.warn(other, d.look(ctx, other))
 		return b, nil
 	case Auto, "":
 		return d.auto(ctx)
@@ -107,11 +109,7 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 	first.Why = why
 	d.probe(ctx, first)
 	if len(first.Binaries) > 0 {
-		if other.chains > 0 {
-			first.Warnings = append(first.Warnings, fmt.Sprintf(
-				"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them by fairway takeover when no kube-proxy runs",
-				second.Name, other.chains))
-		}
+		first.warn(second, other)
 		if other.unread != nil {
 			first.Warnings = append(first.Warnings, fmt.Sprintf(
 				"iptables-%s has tables that can't be read, so what is in them did not count: %v; if this host uses it, give the agent the capabilities NET_ADMIN and NET_RAW",
@@ -125,6 +123,15 @@ func (d *detector) auto(ctx context.Context) (*Backend, error) {
 	}
 	second.Why = fmt.Sprintf("iptables-%s would be the one to use (%s), but does not work: %s", first.Name, why, missing(first))
 	return second, nil
+}
+
+// warn warns of what was seen in the other backend that acts beside this one.
+func (b *Backend) warn(other *Backend, seen evidence) {
+	if seen.chains > 0 {
+		b.Warnings = append(b.Warnings, fmt.Sprintf(
+			"iptables-%s holds %d chains of Services; those rules, probably of an earlier kube-proxy, still act: remove them by fairway takeover when no kube-proxy runs",
+			other.Name, seen.chains))
+	}
 }
 
 func noBackend(tried ...*Backend) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,9 +14,12 @@ import (
 )
 
 const (
-	// commandTimeout ends a command that hangs. The slowest honest one, a full restore of some 100,000 lines through
-	// iptables-nft, takes seconds.
+	// commandTimeout ends a command that hangs. The slowest honest one, iptables-nft-save of some 100,000 lines, takes seconds.
 	commandTimeout = 2 * time.Minute
+	// inputTimeout does so for a command with input, plus timeoutPerMiB. A restore of 80,000 lines (10 MiB) through iptables-nft takes
+	// 3 s; the wait for the lock is 5 s. While one hangs, its family's changes wait.
+	inputTimeout  = 30 * time.Second
+	timeoutPerMiB = 10 * time.Second
 	// maxOutput bounds what a command may print. The rules of 10,000 Services take about 15 MiB.
 	maxOutput = 256 << 20
 	// maxErrors bounds what is kept of a command's complaints.
@@ -32,6 +36,14 @@ type command struct {
 }
 
 func (c command) String() string { return strings.Join(append([]string{c.path}, c.args...), " ") }
+
+// timeout is how long the command may take.
+func (c command) timeout() time.Duration {
+	if c.stdin == "" {
+		return commandTimeout
+	}
+	return inputTimeout + time.Duration(len(c.stdin))*timeoutPerMiB>>20
+}
 
 // A runner runs a command and returns what it printed. It is the seam at which tests replace the binaries. When the
 // program ran and failed, the error is an *exitError; when the context ended it, errors.Is finds the context's error.
@@ -54,15 +66,19 @@ func (e *exitError) Error() string {
 func run(ctx context.Context, c command) (string, error) { return new(children).run(ctx, c) }
 
 // run is the runner for real binaries. The child has a process group of its own, which is killed as a whole when the
-// context ends: some distributions wrap the binaries in scripts.
+// context ends: some distributions wrap the binaries in scripts. And it dies with the agent: an iptables-restore that outlived it
+// could write after the next agent has read the kernel, which then would not know of it. That signal comes when the thread ends
+// that started the child, so it must not end before.
 func (own *children) run(ctx context.Context, c command) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	stdout := &limited{limit: maxOutput, full: errOutput, to: c.stdout}
 	stderr := &limited{limit: maxErrors}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.stdin), stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err := own.start(cmd)
@@ -81,7 +97,11 @@ func (own *children) run(ctx context.Context, c command) (string, error) {
 	case stdout.failed != nil:
 		return "", fmt.Errorf("%s: %w", c, stdout.failed)
 	case errors.As(err, &exit):
-		return "", fmt.Errorf("%s: %w", c, &exitError{code: exit.ExitCode(), stderr: strings.TrimSpace(stderr.text.String())})
+		said := stderr.text.String()
+		if !exit.Exited() { // a signal, which the code -1 does not tell
+			said = exit.String() + "\n" + said
+		}
+		return "", fmt.Errorf("%s: %w", c, &exitError{code: exit.ExitCode(), stderr: strings.TrimSpace(said)})
 	}
 	return "", fmt.Errorf("%s: %w", c, err)
 }

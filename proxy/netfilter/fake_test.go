@@ -85,6 +85,11 @@ func (k *fakeTables) Read(_ context.Context, f cluster.Family, _ *iptables.Rules
 	return iptables.Parse(f, out.String())
 }
 
+// Diff writes in stages, of a few chains, so that every test meets them.
+func (k *fakeTables) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	return iptables.DiffInStages(have, want, 5)
+}
+
 func (k *fakeTables) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
 	all, err := k.Read(ctx, f, nil)
 	if err != nil {

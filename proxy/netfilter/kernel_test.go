@@ -77,7 +77,7 @@ func TestRandomWalk(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
-		rules := NewRules(b)
+		rules := NewRules(inStages{b})
 		worlds := []*world{newWorld(cluster.IPv4, 0), newWorld(cluster.IPv6, 0)}
 		for range 25 {
 			most := []int{3, 20, 120}[r.IntN(3)]
@@ -203,17 +203,29 @@ func TestCleanupReferenced(t *testing.T) {
 
 var natTarget = regexp.MustCompile(`(?m)^(-A KUBE-.* -p sctp .*|-A KUBE-.* -p sctp) -j .*$`)
 
+// inStages is a backend that writes in stages of a few chains.
+type inStages struct{ *Backend }
+
+func (inStages) Diff(have, want *iptables.Ruleset) *iptables.Restore {
+	return iptables.DiffInStages(have, want, 10)
+}
+
 // without makes a backend on a kernel that lacks SCTP, by changing the rules for it into ones that are refused in nat.
-func without(b *Backend, instead string, lacking *bool) *Backend {
+func without(b *Backend, instead string, lacking *bool) inStages {
 	less := *b
 	less.run = func(ctx context.Context, c command) (string, error) {
-		if before, nat, ok := strings.Cut(c.stdin, "*nat\n"); ok && *lacking {
-			nat, after, _ := strings.Cut(nat, "COMMIT\n")
-			c.stdin = before + "*nat\n" + natTarget.ReplaceAllString(nat, "$1 "+instead) + "COMMIT\n" + after
+		if *lacking {
+			tables := strings.SplitAfter(c.stdin, "COMMIT\n")
+			for i, table := range tables {
+				if strings.HasPrefix(table, "*nat\n") {
+					tables[i] = natTarget.ReplaceAllString(table, "$1 "+instead)
+				}
+			}
+			c.stdin = strings.Join(tables, "")
 		}
 		return run(ctx, c)
 	}
-	return &less
+	return inStages{&less}
 }
 
 // A Service whose rules are refused is left out and named, all others are applied, and it is healed later. REJECT is
@@ -236,33 +248,31 @@ func TestQuarantine(t *testing.T) {
 
 func quarantine(t *testing.T, b *Backend, rules *Rules, w *world, lacking *bool, now *time.Time) {
 	*lacking = true
-	refused := map[cluster.Ref]bool{}
+	refused := map[cluster.Ref]proxy.Earlier{}
 	for i, s := range w.services {
 		switch {
 		case s.Ports[0].Protocol != cluster.SCTP:
 		case i%4 == 2:
-			refused[s.Ref()] = len(s.Slices[0].Endpoints) > 0 // without endpoints there are no rules in nat
+			if len(s.Slices[0].Endpoints) > 0 { // without endpoints there are no rules in nat
+				refused[s.Ref()] = proxy.Earlier{}
+			}
 		default:
 			w.services[i] = w.service(i, 0)
 		}
 	}
-	for ref, expected := range refused {
-		if !expected {
-			delete(refused, ref)
-		}
-	}
 	want := w.desired()
 	report := mustSync(t, rules, want)[0]
-	t.Logf("%s: %d refusals for %d culprits; %s", w.family, report.Refused, len(refused), report.Quarantined[0])
-	for _, n := range report.Quarantined {
-		if !refused[n.Object] || n.Reason != cluster.ReasonQuarantined {
+	t.Logf("%s: %d refusals for %d culprits; %s", w.family, report.Refused, len(refused), report.Quarantined[0].Note)
+	for _, q := range report.Quarantined {
+		n := q.Note
+		if _, expected := refused[n.Object]; !expected || q.Served || q.Input == "" || q.Stderr == "" || n.Reason != cluster.ReasonQuarantined {
 			t.Errorf("unexpected: %s", n)
 		}
 	}
 	if len(report.Quarantined) != len(refused) || len(refused) < 3 {
 		t.Fatalf("%d Services in quarantine, expected %d", len(report.Quarantined), len(refused))
 	}
-	rest := iptables.Render(want.Table.Without(refused), want.Options, nil)
+	rest := iptables.Render(want.Table.Keeping(refused), want.Options, nil)
 	mustHold(t, b, rest)
 	if again := mustSync(t, rules, want)[0]; again.Written || again.Refused > 0 || len(again.Quarantined) != len(refused) {
 		t.Errorf("the second Sync was not idle: %+v", again)

@@ -3,12 +3,12 @@ package netfilter
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
@@ -24,12 +24,30 @@ const (
 	maxBlamed = 16
 )
 
+// A Quarantine is a Service whose present rules are refused.
+type Quarantine struct {
+	// Note says so, and why.
+	Note cluster.Note
+	// Served tells that rules of an earlier value of the Service are in force, see [proxy.Table.Keeping].
+	Served bool
+	// Input is what iptables-restore was given when it refused the Service, cut to maxInput, and Stderr what it said; "" when
+	// there was no time to try it.
+	Input, Stderr string
+}
+
+// maxInput bounds what is remembered of a refused input.
+const maxInput = 64 << 10
+
 // held is a Service in quarantine.
 type held struct {
 	service *cluster.Service
-	detail  string
-	delay   time.Duration
-	retry   time.Time
+	// before are its ports when it was last accepted; none when it never was, as far as this process knows.
+	before []*proxy.Port
+	cause  string
+	input  string
+	stderr string
+	delay  time.Duration
+	retry  time.Time
 }
 
 // An attempt is one Sync of a family.
@@ -37,26 +55,30 @@ type attempt struct {
 	*keeper
 	desired  Desired
 	services map[cluster.Ref]*cluster.Service
-	// out are the Services that are left out at the moment: those in quarantine, and those under suspicion.
-	out  map[cluster.Ref]bool
-	left int
+	// out are the Services whose new value is left out at the moment, those in quarantine and those under suspicion, with what
+	// they did before. convicted tells that there are new ones in quarantine.
+	out       map[cluster.Ref]proxy.Earlier
+	convicted bool
+	// stays are the tables to leave as they are, nil for one to write.
+	stays [len(iptables.Tables)]*iptables.Table
+	left  int
 	// last is the Restore that was refused.
 	last   *iptables.Restore
 	report Report
 }
 
 func newAttempt(k *keeper, d Desired) *attempt {
-	a := &attempt{keeper: k, desired: d, out: map[cluster.Ref]bool{}, left: maxRestores}
+	a := &attempt{keeper: k, desired: d, out: map[cluster.Ref]proxy.Earlier{}, left: maxRestores}
 	if len(k.held) == 0 {
 		return a
 	}
 	a.index()
-	for ref := range k.held {
+	for ref, h := range k.held {
 		if a.services[ref] == nil {
 			delete(k.held, ref)
 			continue
 		}
-		a.out[ref] = true
+		a.out[ref] = proxy.Earlier{Ports: h.before}
 	}
 	return a
 }
@@ -72,13 +94,34 @@ func (a *attempt) index() {
 	}
 }
 
-// apply writes what is desired without the Services that are out.
-func (a *attempt) apply(ctx context.Context) error {
-	want := a.desired.Ruleset
-	if len(a.out) > 0 {
-		want = iptables.Render(a.desired.Table.Without(a.out), a.desired.Options, want)
+// look finds out which tables are to stay as they are.
+func (a *attempt) look(ctx context.Context) error {
+	if !a.desired.Add {
+		return nil
 	}
-	r, err := a.write(ctx, want)
+	have, err := a.current(ctx)
+	if err != nil {
+		return err
+	}
+	for i, name := range iptables.Tables {
+		if t := have.Table(name); len(t.Chains) > 0 {
+			a.stays[i] = t
+		}
+	}
+	return nil
+}
+
+// apply writes what is desired, with the older ports of the Services that are out.
+func (a *attempt) apply(ctx context.Context) error {
+	table, want := a.desired.Table, a.desired.Ruleset
+	if len(a.out) > 0 {
+		table = table.Keeping(a.out)
+		want = iptables.Render(table, a.desired.Options, want)
+	}
+	r, err := a.write(ctx, a.staying(want))
+	if err == nil && a.stays == [len(iptables.Tables)]*iptables.Table{} {
+		a.table = table
+	}
 	if r == nil {
 		return err
 	}
@@ -96,56 +139,82 @@ func (a *attempt) apply(ctx context.Context) error {
 	return err
 }
 
-// settle applies all that is not in quarantine, and quarantines what has to be for that. First it believes the lines
-// that iptables named. Legacy names no rule when the kernel refuses: then all Services that change are left out, and
-// let in again by halves. When the rest is refused as well, no Service is to blame, and that is an error.
+// staying puts the tables that stay in place of those of a Ruleset.
+func (a *attempt) staying(want *iptables.Ruleset) *iptables.Ruleset {
+	for i, name := range iptables.Tables {
+		if a.stays[i] != nil {
+			mixed := *want
+			*mixed.Table(name) = *a.stays[i]
+			want = &mixed
+		}
+	}
+	return want
+}
+
+// settle applies all that is not in quarantine, and quarantines what has to be for that. When a restore is refused, the
+// Services that iptables named are suspects, and the others are applied at once. Legacy names no rule when the kernel refuses:
+// then all Services that change are suspects. Meanwhile they keep the rules that they have. Then they are admitted again, by
+// halves: what stood in the way may have passed meanwhile, or may have been what somebody else did to the kernel since it was
+// read. When the rest is refused as well, no Service is to blame, and that is an error.
 func (a *attempt) settle(ctx context.Context) error {
 	remembered := a.have != nil && !a.fresh
 	err := a.apply(ctx)
-	if _, refused := refusal(err); refused && remembered {
-		// Somebody may have removed a chain that the rules lead to, or lead to one that they remove, since the kernel was
-		// read. No Service is to blame for that, so read it again first.
-		err = a.apply(ctx)
-	}
+	var cause *RestoreError
+	var suspects []cluster.Ref
 	for range maxBlamed {
 		e, refused := refusal(err)
 		if !refused {
-			return err
+			break
 		}
+		cause = e
 		blamed := a.blamed(e)
 		if len(blamed) == 0 {
 			break
 		}
-		a.hold(blamed, e)
+		suspects = append(suspects, blamed...)
+		a.leave(blamed)
 		err = a.apply(ctx)
 	}
-	cause, refused := refusal(err)
-	if !refused {
-		return err
+	if e, refused := refusal(err); refused {
+		cause = e
+		changed := slices.DeleteFunc(a.last.Services(), a.isOut)
+		suspects = append(suspects, changed...)
+		a.leave(changed)
+		if len(changed) > 0 || remembered || len(a.out) > 0 {
+			err = a.retreat(ctx)
+		}
 	}
-	suspects := slices.DeleteFunc(a.last.Services(), func(ref cluster.Ref) bool { return a.out[ref] })
-	if len(suspects) == 0 {
-		return err
-	}
-	a.leave(suspects)
-	if err := a.apply(ctx); err != nil {
+	switch {
+	case err != nil && len(suspects) > 0:
 		return fmt.Errorf("also without the %d Services that changed: %w", len(suspects), err)
+	case err != nil || len(suspects) == 0:
+		return err
 	}
-	if len(suspects) == 1 {
-		// That the rest went well does not convict it: what stood in the way may have passed meanwhile.
-		return a.admit(ctx, suspects, cause)
+	return a.admit(ctx, suspects, cause)
+}
+
+// retreat applies what is left without the Services that are out; when what they did before is refused as well, without that, too.
+func (a *attempt) retreat(ctx context.Context) error {
+	err := a.apply(ctx)
+	if _, refused := refusal(err); refused && a.forget() {
+		err = a.apply(ctx)
 	}
-	return a.split(ctx, suspects, cause)
+	return err
 }
 
 // blamed returns the Services that the lines in the error belong to.
 func (a *attempt) blamed(e *RestoreError) (list []cluster.Ref) {
 	for _, line := range e.Lines {
-		if ref, ok := a.last.Blame(line); ok && !a.out[ref] && !slices.Contains(list, ref) {
+		if ref, ok := a.last.Blame(line); ok && !a.isOut(ref) && !slices.Contains(list, ref) {
 			list = append(list, ref)
 		}
 	}
 	return list
+}
+
+func (a *attempt) isOut(ref cluster.Ref) bool {
+	_, out := a.out[ref]
+	return out
 }
 
 // admit lets a group of Services in that are out, as far as they are not refused. cause is the refusal that got them
@@ -165,16 +234,24 @@ func (a *attempt) admit(ctx context.Context, group []cluster.Ref, cause *Restore
 		}
 		return nil
 	}
-	a.leave(group)
 	cause, refused := refusal(err)
-	if !refused {
+	guilty := group
+	if refused && len(group) > 1 {
+		guilty = a.blamed(cause)
+	}
+	a.leave(group)
+	switch rest := slices.DeleteFunc(slices.Clone(group), func(ref cluster.Ref) bool { return slices.Contains(guilty, ref) }); {
+	case !refused:
 		return err
-	}
-	if len(group) == 1 {
-		a.hold(group, cause)
+	case len(guilty) == 0:
+		return a.split(ctx, group, cause)
+	case len(rest) == 0:
+		a.hold(guilty, cause)
 		return nil
+	default:
+		a.hold(guilty, cause)
+		return a.admit(ctx, rest, cause)
 	}
-	return a.split(ctx, group, cause)
 }
 
 // split admits a group that was refused in two parts. What needs SCTP comes apart from the rest first: it is what a
@@ -202,52 +279,84 @@ func usesSCTP(s *cluster.Service) bool {
 	return s != nil && slices.ContainsFunc(s.Ports, func(p cluster.ServicePort) bool { return p.Protocol == cluster.SCTP })
 }
 
-// tidy takes away what the last refused restore left behind: the tables before the refused one had committed.
+// tidy takes away what the last refused restore left behind, as the tables before the refused one had committed, and endpoints
+// that Services in quarantine have no more.
 func (a *attempt) tidy(ctx context.Context) error {
-	if a.have != nil {
+	if a.have != nil && !a.convicted {
 		return nil
 	}
-	return a.apply(ctx)
+	for ref := range a.out {
+		a.out[ref] = proxy.Earlier{Ports: a.held[ref].before}
+	}
+	return a.retreat(ctx)
 }
 
+// leave leaves the new values of Services out. They keep what they did before; whole, unless they are in quarantine.
 func (a *attempt) leave(group []cluster.Ref) {
+	suspects := make(map[cluster.Ref]bool, len(group))
 	for _, ref := range group {
-		a.out[ref] = true
+		if h := a.held[ref]; h != nil {
+			a.out[ref] = proxy.Earlier{Ports: h.before}
+		} else {
+			a.out[ref], suspects[ref] = proxy.Earlier{Whole: true}, true
+		}
+	}
+	if len(suspects) == 0 || a.table == nil {
+		return
+	}
+	for _, p := range a.table.Ports {
+		if ref := p.Service.Ref(); suspects[ref] {
+			e := a.out[ref]
+			e.Ports = append(e.Ports, p)
+			a.out[ref] = e
+		}
 	}
 }
 
-// hold puts Services into quarantine, or leaves them there for longer.
+// forget gives up the older ports of all Services that are out, and reports whether there were any.
+func (a *attempt) forget() (any bool) {
+	for ref, e := range a.out {
+		any = any || len(e.Ports) > 0
+		a.out[ref] = proxy.Earlier{}
+		if h := a.held[ref]; h != nil {
+			h.before = nil
+		}
+	}
+	return any
+}
+
+// hold puts Services that are out into quarantine, or leaves them there for longer.
 func (a *attempt) hold(group []cluster.Ref, cause *RestoreError) {
 	a.index()
-	a.leave(group)
 	for _, ref := range group {
 		h, service := a.held[ref], a.services[ref]
 		if h != nil && h.service == service {
 			h.delay = min(2*h.delay, retryMost)
 		} else {
-			h = &held{service: service, delay: retryFirst}
-			a.held[ref] = h
+			h = &held{service: service, before: a.out[ref].Ports, delay: retryFirst}
+			a.held[ref], a.convicted = h, true
 		}
 		h.retry = a.now().Add(h.delay)
 		if cause != nil {
-			h.detail = a.detail(ref, cause)
+			h.cause = "iptables-restore refused them: " + a.cause(ref, cause)
+			h.input, h.stderr = a.last.String(), cause.Stderr
+			h.input = strings.Clone(h.input[:min(len(h.input), maxInput)])
 		}
-		if h.detail == "" {
-			h.detail = fmt.Sprintf("its %s rules were refused, and it could not be tried again yet", a.family)
+		if h.cause == "" {
+			h.cause = "they were refused with others', and could not be tried alone yet"
 		}
 	}
 }
 
-// detail words why a Service is left out. Where the Service's own line was named, it shows that, and leaves out what
-// was said of others'.
-func (a *attempt) detail(ref cluster.Ref, cause *RestoreError) string {
-	const form = "the Service gets no %s rules on this node, iptables-restore refused them: %s"
+// cause words why a Service is left out. Where the Service's own line was named, it shows that, and leaves out what was said of
+// others'.
+func (a *attempt) cause(ref cluster.Ref, cause *RestoreError) string {
 	for _, line := range cause.Lines {
 		if blamed, ok := a.last.Blame(line); ok && blamed == ref {
-			return fmt.Sprintf(form, a.family, about(cause.Stderr, line)) + ": " + lineOf(a.last.String(), line)
+			return about(cause.Stderr, line) + ": " + lineOf(a.last.String(), line)
 		}
 	}
-	return fmt.Sprintf(form, a.family, summary(cause.Stderr))
+	return summary(cause.Stderr)
 }
 
 // due returns the Services in quarantine that should be tried again: those that changed, and those that waited.
@@ -261,13 +370,28 @@ func (k *keeper) due(services map[cluster.Ref]*cluster.Service, now time.Time) (
 	return list
 }
 
-// quarantine returns a Note for each Service in quarantine, and the time until one should be tried again.
-func (k *keeper) quarantine(now time.Time) (notes []cluster.Note, retry time.Duration) {
-	for _, h := range slices.Collect(maps.Values(k.held)) {
-		notes = append(notes, cluster.Note{Object: h.service.Ref(), Reason: cluster.ReasonQuarantined, Detail: h.detail})
+// quarantine returns the Services in quarantine, and the time until one should be tried again.
+func (k *keeper) quarantine(now time.Time) (list []Quarantine, retry time.Duration) {
+	if len(k.held) == 0 {
+		return nil, 0
+	}
+	served := map[cluster.Ref]bool{}
+	if k.table != nil {
+		for _, p := range k.table.Ports {
+			served[p.Service.Ref()] = true
+		}
+	}
+	for ref, h := range k.held {
+		consequence := "the Service gets no %s rules on this node"
+		if served[ref] {
+			consequence = "the Service keeps the %s rules that it had on this node before, as far as its addresses and endpoints are still the same, and gets no new ones"
+		}
+		list = append(list, Quarantine{Served: served[ref], Input: h.input, Stderr: h.stderr, Note: cluster.Note{
+			Object: ref, Reason: cluster.ReasonQuarantined, Detail: fmt.Sprintf(consequence, k.family) + ", " + h.cause}})
 		if wait := max(h.retry.Sub(now), time.Second); retry == 0 || wait < retry {
 			retry = wait
 		}
 	}
-	return cluster.SortNotes(notes), retry
+	slices.SortFunc(list, func(a, b Quarantine) int { return strings.Compare(a.Note.Object.String(), b.Note.Object.String()) })
+	return list, retry
 }

@@ -25,7 +25,7 @@ func TestCanonicalRandom(t *testing.T) {
 			for _, f := range cluster.Families {
 				o := iptables.Options{MasqueradeBit: 14, RandomFully: true, DropInvalid: true, Large: seed%2 == 1}
 				table, _ := proxy.Plan(s, f, config, nil)
-				want := Desired{table, iptables.Render(table, o, nil), o}
+				want := desired(table, o)
 				if report := mustSync(t, rules, want)[0]; report.Refused > 0 || len(report.Quarantined) > 0 {
 					t.Errorf("seed %d, %s: %+v", seed, f, report)
 				}

@@ -13,10 +13,11 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
-// Tables is the kernel's side of the rules; a *Backend is one. Apply returns a *RestoreError when the rules were
-// refused, see [Backend.Apply].
+// Tables is the kernel's side of the rules; a *Backend is one. Diff is iptables.Diff, or what does the same at less cost. Apply
+// returns a *RestoreError when the rules were refused, see [Backend.Apply].
 type Tables interface {
 	Read(ctx context.Context, f cluster.Family, known *iptables.Ruleset) (*iptables.Ruleset, error)
+	Diff(have, want *iptables.Ruleset) *iptables.Restore
 	ReadChains(context.Context, cluster.Family, []iptables.ChainName) (*iptables.Ruleset, error)
 	Apply(context.Context, cluster.Family, *iptables.Restore) error
 }
@@ -27,6 +28,8 @@ type Desired struct {
 	Table   *proxy.Table
 	Ruleset *iptables.Ruleset
 	Options iptables.Options
+	// Add writes only to tables in which nothing of ours stands: what stands there is newer than this.
+	Add bool
 }
 
 // A Report says what a Sync did to one family.
@@ -46,8 +49,8 @@ type Report struct {
 	Duration time.Duration
 	// Refused counts the restores that the kernel, or iptables, refused.
 	Refused int
-	// Quarantined has a Note for each Service that is left out because its rules were refused.
-	Quarantined []cluster.Note
+	// Quarantined are the Services whose present rules were refused and are left out, in order.
+	Quarantined []Quarantine
 	// Drifts tell what somebody else had done to the rules, which is repaired now. After a Sync that failed it is told by the
 	// next one that does not.
 	Drifts []iptables.Drift
@@ -77,8 +80,8 @@ func NewRules(t Tables) *Rules {
 // family that fails does not stop the other; their errors are joined. After an error the next Sync reads the kernel
 // and goes on from there; errors.Is finds ErrLocked and the context's errors.
 //
-// A refused Service is no error: it is left out, and named in the Report. Sync tries it again when its value changed,
-// and after a while.
+// A refused Service is no error: its new value is left out, and it is named in the Report. Sync tries it again when its value
+// changed, and after a while.
 func (r *Rules) Sync(ctx context.Context, want []Desired) ([]Report, error) {
 	reports := make([]Report, 0, len(want))
 	var errs []error
@@ -142,6 +145,8 @@ type keeper struct {
 	// drifts are what others were found to have done, until it is repaired.
 	drifts []iptables.Drift
 	places places
+	// table is the Table whose rules were last in force; nil before the first.
+	table *proxy.Table
 	// wanted is what was last wanted, which is what the tables most likely hold.
 	wanted *iptables.Ruleset
 	// counted is the Ruleset that the two counts are of.
@@ -157,7 +162,10 @@ type keeper struct {
 func (k *keeper) sync(ctx context.Context, d Desired) (Report, error) {
 	start, full := k.now(), k.have == nil
 	a := newAttempt(k, d)
-	err := a.settle(ctx)
+	err := a.look(ctx)
+	if err == nil {
+		err = a.settle(ctx)
+	}
 	if due := k.due(a.services, start); err == nil && len(due) > 0 {
 		err = a.admit(ctx, due, nil)
 	}
@@ -227,7 +235,7 @@ func (k *keeper) write(ctx context.Context, want *iptables.Ruleset) (*iptables.R
 		return nil, err
 	}
 	k.wanted = want
-	r := iptables.Diff(have, want)
+	r := k.tables.Diff(have, want)
 	if r.Empty() {
 		k.have, k.fresh = iptables.Written(have, want), false // Equal, but it shares its memory with what is planned next.
 		return nil, nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
@@ -101,6 +102,8 @@ func (b both) Read(ctx context.Context, f cluster.Family, known *iptables.Rulese
 	return b.of(f).Read(ctx, f, known)
 }
 
+func (b both) Diff(have, want *iptables.Ruleset) *iptables.Restore { return iptables.Diff(have, want) }
+
 func (b both) ReadChains(ctx context.Context, f cluster.Family, chains []iptables.ChainName) (*iptables.Ruleset, error) {
 	return b.of(f).ReadChains(ctx, f, chains)
 }
@@ -117,9 +120,9 @@ func refusing(texts ...string) func(string) bool {
 	}
 }
 
-func names(notes []cluster.Note) (list []string) {
-	for _, n := range notes {
-		list = append(list, n.Object.Name)
+func names(quarantined []Quarantine) (list []string) {
+	for _, q := range quarantined {
+		list = append(list, q.Note.Object.Name)
 	}
 	return list
 }
@@ -140,8 +143,8 @@ func TestQuarantineBySearch(t *testing.T) {
 	if report.Refused > 24 || k.applies > maxRestores {
 		t.Errorf("%d refusals in %d restores", report.Refused, k.applies)
 	}
-	refused := map[cluster.Ref]bool{w.services[16].Ref(): true, w.services[431].Ref(): true}
-	mustHold(t, k, iptables.Render(want.Table.Without(refused), want.Options, nil))
+	refused := map[cluster.Ref]proxy.Earlier{w.services[16].Ref(): {}, w.services[431].Ref(): {}}
+	mustHold(t, k, iptables.Render(want.Table.Keeping(refused), want.Options, nil))
 
 	// The one that is refused still waits twice as long; a changed one is tried at once.
 	now = now.Add(retryFirst)
@@ -176,8 +179,8 @@ func TestQuarantineEnds(t *testing.T) {
 		t.Errorf("%d restores in one Sync", k.applies)
 	}
 	sctp := map[cluster.Ref]bool{}
-	for _, n := range report.Quarantined {
-		sctp[n.Object] = true
+	for _, q := range report.Quarantined {
+		sctp[q.Note.Object] = true
 	}
 	for _, p := range want.Table.Ports {
 		if p.Protocol != cluster.SCTP && sctp[p.Service.Ref()] {
@@ -355,4 +358,39 @@ func TestLimited(t *testing.T) {
 			t.Errorf("kept %q, overrun %v, wrote %d, %v", l.text.String(), l.overrun, n, err)
 		}
 	}
+}
+
+// What may be out of date is written only to tables in which nothing of ours stands; there as a whole, and culprits are found.
+func TestAddOnly(t *testing.T) {
+	now, old := newWorld(cluster.IPv4, 30), newWorld(cluster.IPv4, 20)
+	old.services[7] = old.service(7, 5)
+	stale := old.desired()
+	stale.Add = true
+	k := newFake(cluster.IPv4)
+	mustSync(t, NewRules(k), stale)
+	mustHold(t, k, stale.Ruleset)
+
+	k = newFake(cluster.IPv4)
+	k.refuse = refusing("default/svc-0007")
+	report := mustSync(t, NewRules(k), stale)[0]
+	if got := names(report.Quarantined); !slices.Equal(got, []string{"svc-0007"}) {
+		t.Errorf("in quarantine: %v", got)
+	}
+
+	k = newFake(cluster.IPv4)
+	current := now.desired()
+	mustSync(t, NewRules(k), current)
+	rules := NewRules(k)
+	if report := mustSync(t, rules, stale)[0]; report.Written {
+		t.Errorf("what is newer was written over: %+v", report)
+	}
+	mustHold(t, k, current.Ruleset)
+	k.tables[iptables.NAT] = newFake(cluster.IPv4).tables[iptables.NAT]
+	rules.Invalidate()
+	mustSync(t, rules, stale)
+	mixed := *current.Ruleset
+	mixed.NAT = stale.Ruleset.NAT
+	mustHold(t, k, &mixed)
+	mustSync(t, rules, current)
+	mustHold(t, k, current.Ruleset)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,9 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
-// How often the rules are hashed at most, as shares of one core: when a command of iptables-legacy has ended or the size of a
-// table is another, but then no less often than every hintMost; and when there is no sign of a change.
+// How often the rules are hashed at most, as shares of one core: when another's command of iptables-legacy has ended or the size of a
+// table is another, but then no less often than every hintMost; and when there is no sign of a change. Writes of ours are no sign: to
+// hash the rules of 10,000 Services costs half as much as to write one change of them.
 const (
 	hintShare = 20
 	hintMost  = time.Second
@@ -94,10 +96,11 @@ func (w *legacyWatch) run(ctx context.Context, o Observer) error {
 		if hinted && hints.Before(until) {
 			until = hints
 		}
-		hinted = w.wait(until) || hinted
+		heard := w.wait(until)
 		start := time.Now()
+		hinted = hinted || heard && !w.backend.writes.heard(start)
 		for _, v := range w.views {
-			resized, err := v.resized()
+			resized, err := v.resized(w.backend)
 			if err != nil {
 				return err
 			}
@@ -140,22 +143,29 @@ func (w *legacyWatch) wait(until time.Time) (hint bool) {
 type legacyView struct {
 	family cluster.Family
 	tables []*xtTable
+	// infos are the tables' sizes at a moment; prints are older, or as old.
 	infos  []tableInfo
+	at     time.Time
 	prints map[uint64]print
 }
 
-// resized tells whether a table has another size than when it was last looked at.
-func (v *legacyView) resized() (bool, error) {
+// resized tells whether a table has another size than when it was last looked at, and not by a write of ours.
+func (v *legacyView) resized(b *Backend) (bool, error) {
+	start := time.Now()
+	infos := make([]tableInfo, len(v.tables))
 	for i, t := range v.tables {
-		info, err := t.info()
-		if err != nil {
+		var err error
+		if infos[i], err = t.info(); err != nil {
 			return false, fmt.Errorf("watch %s rules: %w", v.family, err)
 		}
-		if info != v.infos[i] {
-			return true, nil
-		}
 	}
-	return false, nil
+	changed := !slices.Equal(infos, v.infos)
+	if changed && b.writes.since(v.family, v.at) {
+		// Which of the two it was, the next hash tells. Until then this is the size to compare with.
+		changed = false
+		v.infos, v.at = infos, start
+	}
+	return changed, nil
 }
 
 // look hashes the rules, and tells whether somebody else changed them since the last look, or may have.
@@ -167,7 +177,7 @@ func (v *legacyView) look(b *Backend) (changed bool, err error) {
 	}
 	written := b.writes.take(v.family, start)
 	changed = v.prints != nil && differs(v.prints, now, written, start)
-	v.infos, v.prints = infos, now
+	v.infos, v.at, v.prints = infos, start, now
 	return changed, nil
 }
 

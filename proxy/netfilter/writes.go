@@ -15,6 +15,9 @@ type ownWrites struct {
 	mu     sync.Mutex
 	on     bool
 	chains map[cluster.Family]map[iptables.ChainName]*ownWrite
+	// running counts the writes that have not ended, of all families; ended is when the last one did, by family.
+	running int
+	ended   map[cluster.Family]time.Time
 }
 
 // An ownWrite is what becomes of a chain.
@@ -30,21 +33,45 @@ type ownWrite struct {
 func (w *ownWrites) keep() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.on, w.chains = true, map[cluster.Family]map[iptables.ChainName]*ownWrite{}
+	w.on, w.chains, w.ended = true, map[cluster.Family]map[iptables.ChainName]*ownWrite{}, map[cluster.Family]time.Time{}
 }
 
-// begin records a write that is about to start.
+// echo is for how long after a write of ours its traces may still come.
+const echo = 50 * time.Millisecond
+
+// heard tells whether what is heard at a moment may be a write of ours.
+func (w *ownWrites) heard(at time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, ended := range w.ended {
+		if at.Sub(ended) < echo {
+			return true
+		}
+	}
+	return w.running > 0
+}
+
+// since tells whether a family was written after a moment, or is being written.
+func (w *ownWrites) since(f cluster.Family, at time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running > 0 || w.ended[f].After(at)
+}
+
+// begin records a write that is about to start. What it returns, nil when nothing is remembered, is for end.
 func (w *ownWrites) begin(f cluster.Family, touched map[iptables.ChainName]int) (begun []*ownWrite) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.on {
 		return nil
 	}
+	w.running++
 	of := w.chains[f]
 	if of == nil {
 		of = map[iptables.ChainName]*ownWrite{}
 		w.chains[f] = of
 	}
+	begun = make([]*ownWrite, 0, len(touched))
 	for name, rules := range touched {
 		c := of[name]
 		if c == nil {
@@ -59,9 +86,14 @@ func (w *ownWrites) begin(f cluster.Family, touched map[iptables.ChainName]int) 
 }
 
 // end records how the write ended.
-func (w *ownWrites) end(begun []*ownWrite, err error) {
+func (w *ownWrites) end(f cluster.Family, begun []*ownWrite, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if begun == nil {
+		return
+	}
+	w.running--
+	w.ended[f] = time.Now()
 	for _, c := range begun {
 		c.running--
 		c.ended = time.Now()

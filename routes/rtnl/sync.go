@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,15 @@ type Report struct {
 // When reading fails nothing is written, and errors.Is finds nl.ErrDumpInterrupted when others changed the table
 // faster than it could be read.
 func (c *Conn) Sync(ctx context.Context, want *routes.Table) (Report, error) {
+	return c.sync(ctx, want, false)
+}
+
+// Add is Sync for routes that may be out of date: it creates those that are missing, and neither replaces nor deletes any.
+func (c *Conn) Add(ctx context.Context, want *routes.Table) (Report, error) {
+	return c.sync(ctx, want, true)
+}
+
+func (c *Conn) sync(ctx context.Context, want *routes.Table, addOnly bool) (Report, error) {
 	if want == nil {
 		return Report{}, errors.New("sync routes: no table")
 	}
@@ -46,6 +56,10 @@ func (c *Conn) Sync(ctx context.Context, want *routes.Table) (Report, error) {
 	want = s.withoutBlocked(want)
 	changes := routes.Diff(found.ours, want)
 	s.report.Installed = len(want.Routes) - len(changes.Set)
+	if addOnly {
+		changes.Set = slices.DeleteFunc(changes.Set, func(r routes.Route) bool { return found.has[r.Key()] })
+		changes.Delete, found.strays = nil, nil
+	}
 	for _, r := range changes.Set {
 		if err := ctx.Err(); err != nil {
 			return s.done(err)

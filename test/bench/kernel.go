@@ -123,7 +123,7 @@ type loader struct {
 
 func (l *loader) apply(want *iptables.Ruleset, t *timing) error {
 	err := t.time(func() error {
-		return l.backend.Apply(l.ctx, cluster.IPv4, iptables.Diff(l.have, want))
+		return l.backend.Apply(l.ctx, cluster.IPv4, l.backend.Diff(l.have, want))
 	})
 	l.have = want
 	return err

@@ -395,7 +395,8 @@ func TestPassingFlowIsLeftAloneUnlikeKubeProxy(t *testing.T) {
 }
 
 // An agent that starts with nothing changed looks at the flows and deletes none: of Services, of the node's own processes, passing ones,
-// and untranslated ones that only seem to be a Service's.
+// untranslated ones that only seem to be a Service's, and those of another proxy's Services in the service range. The kernel
+// tells of no flow that ended (conntrack -E).
 func TestRestartDeletesNoFlow(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		serve(t, s.n2.Namespace, "far-process", lab.UDP, port)
@@ -408,6 +409,11 @@ func TestRestartDeletesNoFlow(t *testing.T) {
 		for _, f := range cluster.Families {
 			s.passing(t, f)
 			ways := s.ways(f, 10)
+			others := netip.AddrPortFrom(vip(f, 200), port)
+			_, err := s.n1.Run(lab.Tool(s.backend, f, ""), "-w", "5", "-t", "nat", "-A", "PREROUTING", "-d", others.Addr().String(), "-p", "udp",
+				"-m", "udp", "--dport", fmt.Sprint(port), "-j", "DNAT", "--to-destination", netip.AddrPortFrom(s.p1.Addr(f), target).String())
+			ok(t, err)
+			ways = append(ways, way{"another proxy's", s.p2.Namespace, lab.Dial{Proto: lab.UDP, To: others, From: netip.AddrPortFrom(netip.Addr{}, senderPort+99)}})
 			for i, to := range []netip.AddrPort{netip.AddrPortFrom(s.n1.Addr(f), target), netip.AddrPortFrom(loopback(f), target), netip.AddrPortFrom(s.p1.Addr(f), target)} {
 				ways = append(ways, way{"straight", s.n1.Namespace, lab.Dial{Proto: lab.UDP, To: to, From: netip.AddrPortFrom(netip.Addr{}, senderPort+100+uint16(i))}})
 			}
@@ -417,6 +423,13 @@ func TestRestartDeletesNoFlow(t *testing.T) {
 			}
 		}
 		everything := func(entry) bool { return true }
+		events, err := s.n1.Start(lab.Command{Path: "conntrack", Args: []string{"-E", "-e", "DESTROY", "-p", "udp"}})
+		ok(t, err)
+		defer func() {
+			if said := events.Output(); strings.Contains(said, "[DESTROY]") || events.State() != "running" {
+				t.Errorf("conntrack -E (%s) tells:\n%s", events.State(), said)
+			}
+		}()
 		for range 3 {
 			before := map[cluster.Family][]entry{}
 			for _, f := range cluster.Families {

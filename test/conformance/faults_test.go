@@ -2,24 +2,27 @@ package conformance_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// refusing stands in for an iptables-restore on a kernel that refuses the rules of one Service, default/cursed, for as long
-// as the file next to it exists. What it says then is what the real one of each backend says.
+// refusing stands in for an iptables-restore on a kernel that refuses the rules that the pattern in the file next to it matches,
+// for as long as that exists. What it says then is what the real one of each backend says.
 const refusing = `#!/bin/sh
 input=$(cat)
-line=$(printf '%%s\n' "$input" | grep -n default/cursed | head -n 1 | cut -d : -f 1)
-if [ -n "$line" ] && [ -e '%[1]s' ]; then
+[ -e '%[1]s' ] && line=$(printf '%%s\n' "$input" | grep -n -f '%[1]s' | head -n 1 | cut -d : -f 1)
+if [ -n "$line" ]; then
 	case $0 in
 	*nft*) echo "iptables-restore v1.8.9 (nf_tables):
 line $line: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SERVICES" >&2; exit 4 ;;
@@ -60,8 +63,8 @@ func (s *stage) holdLock(t *testing.T) *os.File {
 func TestQuarantine(t *testing.T) {
 	onBackends(t, func(t *testing.T, s *stage) {
 		path, armed := s.standIn(t, refusing)
-		ok(t, os.WriteFile(armed, nil, 0o644))
-		first, cursed := web(10), lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target))
+		ok(t, os.WriteFile(armed, []byte("default/cursed\n"), 0o644))
+		first, cursed := web(10), checked(lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target)), healthPort)
 		s.put(first, lab.Ready(s.p1))
 		s.startOn(t, lab.AgentOptions{Flags: forwarding, Env: []string{path}}, s.n1)
 		s.put(first, lab.Ready(s.p2))
@@ -74,6 +77,7 @@ func TestQuarantine(t *testing.T) {
 			comesToSee(t, s.p1.Namespace, tcp(vip(f, 10), 80), saw(s.p1.Addr(f), "p2"))
 			ends(t, s.p1.Namespace, tcp(vip(f, 12), 80), lab.Refused)
 			s.leavesAlone(t, s.p1.Namespace, tcp(vip(f, 66), 80))
+			comesToSay(t, s.n1.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("cursed", 0))
 		})
 		s.comesToQuarantine(t, 1)
 		if said := s.agent.Output(); !strings.Contains(said, "default/cursed") || !strings.Contains(said, cluster.ReasonQuarantined) {
@@ -85,8 +89,62 @@ func TestQuarantine(t *testing.T) {
 		s.write(t)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			comesToSee(t, s.p2.Namespace, tcp(vip(f, 66), 81), saw(s.p2.Addr(f), "p1"))
+			comesToSay(t, s.n1.Namespace, netip.AddrPortFrom(s.n1.Addr(f), healthPort), healthy("cursed", 1))
 		})
 		s.comesToQuarantine(t, 0)
+	})
+}
+
+// While the agent finds out which of many Services that change at once the kernel refuses, no connection fails: not to the others,
+// and not to the one in question, which keeps the rules of its older value; and so it stays, until the kernel takes the new one.
+func TestSearchFailsNoConnection(t *testing.T) {
+	const others = 40
+	onBackends(t, func(t *testing.T, s *stage) {
+		path, armed := s.standIn(t, refusing)
+		for i := range others {
+			s.put(web(10+i), lab.Ready(s.p2))
+		}
+		cursed := lab.Service("cursed", vips(66), lab.TCPPort("http", 80, target))
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
+		s.start(t, lab.AgentOptions{Flags: forwarding, Env: []string{path}})
+		ok(t, os.WriteFile(armed, []byte("-m recent .*cursed\ncursed.* -m recent\n"), 0o644)) // a kernel without xt_recent, for one Service
+		probers := map[string]*lab.Prober{}
+		for _, n := range []int{10, 10 + others/2, 9 + others, 66} {
+			for _, f := range cluster.Families {
+				ask := tcp(vip(f, n), 80)
+				ask.Timeout = 900 * time.Millisecond // less than TCP's first retransmission: a lost packet fails
+				p, err := s.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 125})
+				ok(t, err)
+				probers[fmt.Sprintf("%s Service %d", f, n)] = p
+			}
+		}
+		for i := range others {
+			s.put(web(10+i), lab.Ready(s.p3))
+		}
+		cursed.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
+		s.write(t)
+		s.comesToQuarantine(t, 1)
+		onFamilies(t, func(t *testing.T, f cluster.Family) {
+			for i := range others {
+				comesToSee(t, s.p1.Namespace, tcp(vip(f, 10+i), 80), saw(s.p1.Addr(f), "p3"))
+			}
+		})
+		if said := s.agent.Output(); !strings.Contains(said, "the Service keeps the IPv4 rules") || !strings.Contains(said, "the Service keeps the IPv6 rules") {
+			t.Errorf("the agent does not say that the Service keeps its rules:\n%s", said)
+		}
+		ok(t, os.Remove(armed))
+		cursed.Spec.Ports[0].Name = "web"
+		s.put(cursed, lab.Ready(s.p2), lab.Ready(s.p3))
+		s.write(t)
+		s.comesToQuarantine(t, 0)
+		for name, p := range probers {
+			r := p.Stop()
+			t.Logf("%s: %s", name, r)
+			if r.Failed() > 0 || r.Attempts < 50 {
+				t.Errorf("%s: %s, want none failed", name, r)
+			}
+		}
 	})
 }
 

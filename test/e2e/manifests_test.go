@@ -14,7 +14,7 @@ import (
 )
 
 // TestManifestConfiguration holds the ConfigMap's file to what it says of itself: the agent takes it, it has every field,
-// and but for detectLocal.mode its values are the defaults.
+// and but for detectLocal.mode and stateDir its values are the defaults.
 func TestManifestConfiguration(t *testing.T) {
 	path := manifests(t, "base", "agent-configuration.yaml")
 	read, err := agent.ReadConfiguration(path)
@@ -25,7 +25,7 @@ func TestManifestConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defaults := agent.AgentConfiguration{DetectLocal: agent.DetectLocal{Mode: "NodeCIDR"}}
+	defaults := agent.AgentConfiguration{DetectLocal: agent.DetectLocal{Mode: "NodeCIDR"}, StateDir: "/var/lib/fairway"}
 	want, err := defaults.Config()
 	if err != nil {
 		t.Fatal(err)

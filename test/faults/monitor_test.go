@@ -130,6 +130,7 @@ func (m *monitor) first(since time.Time, text string) time.Time {
 func (r *rig) measured(what string, took, target time.Duration) {
 	r.Helper()
 	r.Logf("%s: repaired after %.1f ms (target %s)", what, float64(took.Microseconds())/1000, target)
+	results.repaired(r.T, took)
 	if took > eventBound {
 		r.Errorf("%s: repaired after %s: that was no event", what, took)
 	}

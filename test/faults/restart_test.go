@@ -126,6 +126,7 @@ func TestFault23StaleRoutes(t *testing.T) {
 		if i > 0 { // the agent of the case before reads another folder
 			r.ok(r.agents["n1"].Stop(startBound))
 			r.start(r.n1, options)
+			r.ready(r.n1) // its routes may be as they should without it; and before it listens to signals, SIGTERM just ends it
 		}
 		r.eventually(startBound, func() error { return r.exact(r.n1) })
 		r.ok(r.agents["n1"].Stop(startBound))

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -13,8 +12,6 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
-
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 const (
 	// startBound is how long an agent may take to become ready.
@@ -28,7 +25,7 @@ const (
 var webIPs = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")}
 
 // topology is dual-stack with three nodes, n1 to n3 (10.240.0.11 to .13), in a node network that has room for a thousand more.
-// n1 has the pods p1 and p2, n2 has p3, n3 has p4.
+// n1 has the pods p1 and p2, n2 has p3, n3 has p4; the client c and the machine of the control plane are their neighbours.
 func topology() lab.Topology {
 	pfx, addr := netip.MustParsePrefix, netip.MustParseAddr
 	t := lab.Topology{
@@ -37,7 +34,11 @@ func topology() lab.Topology {
 			Prefixes: []netip.Prefix{pfx("10.240.0.0/16"), pfx("fd00:240::/64")},
 			Gateways: []netip.Addr{addr("10.240.0.1"), addr("fd00:240::1")},
 		}},
-		Router:       "router",
+		Router: "router",
+		Clients: []lab.ClientSpec{
+			{Name: "c", Addrs: []netip.Addr{addr("10.240.0.100"), addr("fd00:240::100")}},
+			{Name: "control", Addrs: []netip.Addr{addr("10.240.0.5")}},
+		},
 		ClusterCIDRs: []netip.Prefix{pfx("10.200.0.0/13"), pfx("fd00:200::/32")},
 		ServiceCIDRs: []netip.Prefix{pfx("10.96.0.0/16"), pfx("fd00:96::/112")},
 	}
@@ -82,17 +83,29 @@ type rig struct {
 
 	n1, n2, n3     *lab.Node
 	p1, p2, p3, p4 *lab.Pod
+	c              *lab.Client
 }
 
 // newRig builds the cluster with a service on pods of two nodes, and starts the agents.
 func newRig(t *testing.T, backend lab.Backend, top lab.Topology) *rig {
+	t.Helper()
+	r := newCluster(t, backend, top)
+	for _, n := range []*lab.Node{r.n1, r.n2, r.n3} {
+		r.start(n, lab.AgentOptions{Cluster: r.cluster, Backend: backend})
+	}
+	r.ready(r.n1, r.n2, r.n3)
+	return r
+}
+
+// newCluster builds the cluster and starts no agent.
+func newCluster(t *testing.T, backend lab.Backend, top lab.Topology) *rig {
 	t.Helper()
 	l := lab.ForTest(t, top)
 	cl, err := l.Cluster()
 	r := &rig{T: t, lab: l, cluster: cl, backend: backend, agents: map[string]*lab.Agent{},
 		nodes: map[string]lab.NodeSpec{}, refused: map[string]bool{},
 		n1: l.Node("n1"), n2: l.Node("n2"), n3: l.Node("n3"),
-		p1: l.Pod("p1"), p2: l.Pod("p2"), p3: l.Pod("p3"), p4: l.Pod("p4")}
+		p1: l.Pod("p1"), p2: l.Pod("p2"), p3: l.Pod("p3"), p4: l.Pod("p4"), c: l.Client("c")}
 	r.ok(err)
 	for _, n := range top.Nodes {
 		r.nodes[n.Name] = n
@@ -103,16 +116,8 @@ func newRig(t *testing.T, backend lab.Backend, top lab.Topology) *rig {
 			r.ok(err)
 		}
 	}
-	web := lab.Service("web", webIPs, lab.TCPPort("tcp", webPort, targetPort), lab.UDPPort("udp", webPort, targetPort))
-	cl.SetService(web)
-	cl.SetEndpoints(web, lab.Ready(r.p2), lab.Ready(r.p3))
+	r.put(service("web", 10, webNodePort), lab.Ready(r.p2), lab.Ready(r.p3))
 	r.write()
-	for _, n := range []*lab.Node{r.n1, r.n2, r.n3} {
-		r.start(n, lab.AgentOptions{Cluster: cl, Backend: backend})
-	}
-	for _, a := range r.agents {
-		r.ok(a.WaitReady(startBound))
-	}
 	return r
 }
 

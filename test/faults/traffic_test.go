@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -10,7 +11,7 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// The flows that run through every test, all from the pod p1 on n1. The UDP ones come from one port each.
+// The flows that run through the tests of routes and restarts, all from the pod p1 on n1. The UDP ones come from one port each.
 const (
 	podTCP     = "pod on n2, TCP"
 	podTCP6    = "pod on n2, TCP over IPv6"
@@ -23,43 +24,63 @@ const (
 	nobody = ""
 )
 
-// attemptTimeout is shorter than TCP's first retransmission, after one second: a lost packet is a failed attempt.
-const attemptTimeout = 900 * time.Millisecond
+// lastAttempts is how often a flow is tried after what was done last.
+const lastAttempts = 50
 
-// flows are what is asked, with the rate of each.
-func (r *rig) flows() map[string]lab.ProbeConfig {
-	flow := func(proto lab.Proto, to netip.Addr, toPort, from uint16, rate int) lab.ProbeConfig {
-		d := lab.Dial{Proto: proto, To: netip.AddrPortFrom(to, toPort), Timeout: attemptTimeout}
-		if from != 0 {
-			d.From = netip.AddrPortFrom(netip.Addr{}, from)
-		}
-		return lab.ProbeConfig{Dial: d, Rate: rate}
+// attemptTimeout is when a datagram without an answer counts as lost. A lost packet of TCP is known from its being sent again: time
+// alone would not tell it from a busy machine.
+const attemptTimeout = 5 * time.Second
+
+// A flow is what somebody asks all the time.
+type flow struct {
+	from *lab.Namespace
+	lab.ProbeConfig
+}
+
+// flowTo is a flow at a rate; its datagrams come from one port.
+func flowTo(from *lab.Namespace, proto lab.Proto, to netip.Addr, toPort, fromPort uint16, rate int) flow {
+	d := lab.Dial{Proto: proto, To: netip.AddrPortFrom(to, toPort), Timeout: attemptTimeout}
+	if proto == lab.UDP {
+		d.From = netip.AddrPortFrom(netip.Addr{}, fromPort)
 	}
-	return map[string]lab.ProbeConfig{
-		podTCP:     flow(lab.TCP, r.p3.Addr(cluster.IPv4), targetPort, 0, 200),
-		podTCP6:    flow(lab.TCP, r.p3.Addr(cluster.IPv6), targetPort, 0, 100),
-		podUDP:     flow(lab.UDP, r.p3.Addr(cluster.IPv4), targetPort, 5001, 200),
-		serviceTCP: flow(lab.TCP, webIPs[0], webPort, 0, 200),
-		serviceUDP: flow(lab.UDP, webIPs[0], webPort, 5002, 200),
-		otherTCP:   flow(lab.TCP, r.p4.Addr(cluster.IPv4), targetPort, 0, 100),
+	return flow{from, lab.ProbeConfig{Dial: d, Rate: rate, NoRepeats: true}}
+}
+
+// podFlows are the flows of the tests of routes and restarts.
+func (r *rig) podFlows() map[string]flow {
+	from := r.p1.Namespace
+	return map[string]flow{
+		podTCP:     flowTo(from, lab.TCP, r.p3.Addr(cluster.IPv4), targetPort, 0, 200),
+		podTCP6:    flowTo(from, lab.TCP, r.p3.Addr(cluster.IPv6), targetPort, 0, 100),
+		podUDP:     flowTo(from, lab.UDP, r.p3.Addr(cluster.IPv4), targetPort, 5001, 200),
+		serviceTCP: flowTo(from, lab.TCP, webIPs[0], webPort, 0, 200),
+		serviceUDP: flowTo(from, lab.UDP, webIPs[0], webPort, 5002, 200),
+		otherTCP:   flowTo(from, lab.TCP, r.p4.Addr(cluster.IPv4), targetPort, 0, 100),
 	}
 }
 
 // A traffic is the running flows.
 type traffic struct {
 	*rig
+	flows   map[string]flow
 	probers map[string]*lab.Prober
 }
 
-// traffic starts all flows, when each has had its first answer.
+// traffic starts the flows of the tests of routes and restarts.
 func (r *rig) traffic() *traffic {
 	r.Helper()
-	t := &traffic{r, map[string]*lab.Prober{}}
-	for name, config := range r.flows() {
-		first := config.Dial
+	return r.flow(r.podFlows())
+}
+
+// flow starts flows, when each has had its first answer.
+func (r *rig) flow(flows map[string]flow) *traffic {
+	r.Helper()
+	t := &traffic{r, flows, map[string]*lab.Prober{}}
+	for name, f := range flows {
+		first := f.Dial
 		first.From = netip.AddrPort{}
-		r.eventually(startBound, func() error { return r.p1.Ask(first).Expect(lab.OK) })
-		p, err := r.p1.Probe(config)
+		r.eventually(startBound, func() error { return f.from.Ask(first).Expect(lab.OK) })
+		p, err := f.from.Probe(f.ProbeConfig)
 		r.ok(err)
 		t.probers[name] = p
 	}
@@ -84,33 +105,34 @@ func (t *traffic) more(attempts int) {
 	}
 }
 
-// stop ends the flows, not without a hundred attempts after what was done last, prints what each saw, and fails the test
+// stop ends the flows, not without some attempts after what was done last, prints what each saw, and fails the test
 // when one of the named ones had a failed attempt; any of them when none is named.
-func (t *traffic) stop(unharmed ...string) {
+func (t *traffic) stop(unharmed ...string) map[string]lab.Report {
 	t.Helper()
-	t.more(100)
-	names := []string{podTCP, podTCP6, podUDP, serviceTCP, serviceUDP, otherTCP}
-	if len(unharmed) == 0 {
-		unharmed = names
-	}
-	for _, name := range names {
+	t.more(lastAttempts)
+	reports := map[string]lab.Report{}
+	for _, name := range slices.Sorted(maps.Keys(t.probers)) {
 		report := t.probers[name].Stop()
-		t.Logf("%-24s %s", name+":", report)
-		if report.Failed() > 0 && slices.Contains(unharmed, name) {
+		reports[name] = report
+		t.Logf("%-28s %s", name+":", report)
+		if report.Failed() > 0 && (len(unharmed) == 0 || slices.Contains(unharmed, name)) {
 			t.Errorf("%s: %d of %d attempts failed, want none", name, report.Failed(), report.Attempts)
 		}
 		if report.Attempts == report.Failed() {
 			t.Errorf("%s: no attempt of %d had an answer", name, report.Attempts)
 		}
+		results.saw(t.T, report)
 	}
+	return reports
 }
 
 // works fails the test when a flow does not work (any more).
 func (t *traffic) works(names ...string) {
 	t.Helper()
 	for _, name := range names {
-		d := t.flows()[name].Dial
+		f := t.flows[name]
+		d := f.Dial
 		d.From = netip.AddrPort{}
-		t.eventually(eventBound, func() error { return t.p1.Ask(d).Expect(lab.OK) })
+		t.eventually(eventBound, func() error { return f.from.Ask(d).Expect(lab.OK) })
 	}
 }

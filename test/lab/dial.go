@@ -100,6 +100,8 @@ type Result struct {
 	Local netip.AddrPort
 	// Elapsed is the time until the answer or the error.
 	Elapsed time.Duration
+	// Repeated is how many packets TCP sent again on the client's side: they, or what acknowledges them, were lost.
+	Repeated int
 	// Err is the error of an Outcome other than OK, with what was tried.
 	Err error
 }
@@ -156,7 +158,7 @@ func (ns *Namespace) dial(d Dial) (*Conn, Result) {
 		r.Name, r.Seen, err = c.greeting(d)
 	}
 	if c != nil {
-		r.Local = c.local()
+		r.Local, r.Repeated = c.local(), c.repeated()
 	}
 	r.Elapsed = time.Since(start)
 	if err != nil {
@@ -292,6 +294,21 @@ func (c *Conn) control(f func(fd int) error) error {
 	var result error
 	err = raw.Control(func(fd uintptr) { result = f(int(fd)) })
 	return errors.Join(err, result)
+}
+
+// repeated returns how many packets TCP has sent again; 0 where that can't be told.
+func (c *Conn) repeated() (n int) {
+	if c.proto != TCP {
+		return 0
+	}
+	_ = c.control(func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			n = int(info.Total_retrans)
+		}
+		return err
+	})
+	return n
 }
 
 // receiveErrors sets IP_RECVERR or its IPv6 twin.

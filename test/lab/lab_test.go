@@ -538,3 +538,27 @@ func TestParallelLabs(t *testing.T) {
 		})
 	}
 }
+
+// A connection that only works because TCP sends its first packet again counts as failed for a Prober that is asked to.
+func TestProberNoRepeats(t *testing.T) {
+	l := lab.ForTest(t, lab.Bare())
+	from, to := l.Pod("pod1a"), l.Pod("pod1b")
+	if _, err := to.Serve(lab.Server{Name: "pod1b", Proto: lab.TCP, Port: 8080}); err != nil {
+		t.Fatal(err)
+	}
+	const loses = "*filter\n-A INPUT -p tcp --syn -m statistic --mode nth --every 2 --packet 0 -j DROP\nCOMMIT\n"
+	if err := to.Restore(lab.NFT, cluster.IPv4, loses, true); err != nil {
+		t.Fatal(err)
+	}
+	dial := lab.Dial{Proto: lab.TCP, To: at(to.Addr(cluster.IPv4), 8080), Timeout: 20 * time.Second}
+	for _, strict := range []bool{false, true} {
+		p, err := from.Probe(lab.ProbeConfig{Dial: dial, Rate: 20, NoRepeats: strict})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(500 * time.Millisecond)
+		if r := p.Stop(); strict != (r.Failures[lab.Timeout] > 0) {
+			t.Errorf("NoRepeats %v: %s", strict, r)
+		}
+	}
+}

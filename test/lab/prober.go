@@ -16,8 +16,11 @@ type ProbeConfig struct {
 	// Dial is whom to ask. Its Timeout, half a second when zero here, is also when an unanswered attempt counts as failed.
 	// For UDP, its From port is the port that all datagrams come from.
 	Dial Dial
-	// Rate is attempts per second, 100 to 1,000; 200 when zero.
+	// Rate is attempts per second, up to 1,000; 200 when zero.
 	Rate int
+	// NoRepeats counts a connection for which TCP had to send a packet again as a Timeout, however soon the answer came then. So a
+	// long Timeout can tell a lost packet from a busy machine.
+	NoRepeats bool
 	// NewFlows makes each datagram come from a socket of its own, so that each is a new flow to the rules.
 	NewFlows bool
 }
@@ -205,6 +208,9 @@ func (p *Prober) runAsks() {
 		p.begin()
 		wg.Go(func() {
 			r := p.ns.Ask(p.cfg.Dial)
+			if p.cfg.NoRepeats && r.Outcome == OK && r.Repeated > 0 {
+				r.Outcome, r.Name = Timeout, ""
+			}
 			p.decide(n, r.Outcome, r.Name)
 		})
 	})

@@ -23,6 +23,9 @@ const (
 // replacement of the folder itself, or of one above it, is found in this way; changes within it are events.
 const lookAgain = time.Second
 
+// secondLook is how long a folder that has lost more than half of the cluster is watched before that is believed.
+const secondLook = time.Second
+
 // A Source publishes the cluster that a folder of manifests describes, and follows its changes. While the folder cannot
 // be read, the last good state stays.
 type Source struct {
@@ -31,6 +34,11 @@ type Source struct {
 	// OnError, when set, is called when the folder becomes unreadable, when it is so in another way, and with nil when
 	// it is good again. It is called from the goroutine of Run and must return quickly.
 	OnError func(error)
+	// OnDoubt, when set, is called when what the folder holds is not believed yet, with the reason, and with "" when that is over; as
+	// OnError.
+	OnDoubt func(why string)
+	// Before is what the cluster had when it was last known, before Run.
+	Before source.Census
 }
 
 var _ source.Source = (*Source)(nil)
@@ -42,14 +50,12 @@ func (s *Source) Run(ctx context.Context, publish func(*cluster.Snapshot)) error
 		return fmt.Errorf("watch folder %s: %w", s.Dir, err)
 	}
 	defer watcher.Close()
-	f := follower{Source: s, watcher: watcher, assembler: source.NewAssembler(), publish: publish}
+	f := follower{Source: s, watcher: watcher, assembler: source.NewAssembler(), publish: publish, before: s.Before}
 	f.look()
-	f.reload()
-	again := time.NewTicker(lookAgain)
-	defer again.Stop()
 	// due is when the folder is to be read; it is at rest while nothing happened.
 	due := time.NewTimer(0)
-	<-due.C
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
 	var latest time.Time
 	for {
 		select {
@@ -64,6 +70,9 @@ func (s *Source) Run(ctx context.Context, publish func(*cluster.Snapshot)) error
 		case <-due.C:
 			latest = time.Time{}
 			f.reload()
+			if !f.doubted.IsZero() {
+				due.Reset(time.Until(f.doubted))
+			}
 			continue
 		}
 		now := time.Now()
@@ -84,6 +93,9 @@ type follower struct {
 	publish   func(*cluster.Snapshot)
 	published *cluster.Snapshot
 	failure   string // of the last OnError
+	before    source.Census
+	// doubted is until when what was read is not believed; zero when it is.
+	doubted time.Time
 }
 
 // look makes sure that what Dir leads to now is watched, and reports whether that is something new, or gone.
@@ -113,10 +125,28 @@ func (f *follower) reload() {
 	if err != nil {
 		return
 	}
-	if next := assemble(f.assembler, items); next != f.published {
-		f.published = next
-		f.publish(next)
+	next := assemble(f.assembler, items)
+	if next == f.published || f.doubts(next) {
+		return
 	}
+	f.published = next
+	f.publish(next)
+}
+
+// doubts tells whether what was read is too little to be believed yet.
+func (f *follower) doubts(next *cluster.Snapshot) bool {
+	census, was := source.Count(next), f.doubted
+	why := f.before.Shrunk(census)
+	switch {
+	case why != "" && was.IsZero():
+		f.doubted = time.Now().Add(secondLook)
+	case why == "" || !time.Now().Before(was):
+		f.before, f.doubted, why = census, time.Time{}, ""
+	}
+	if f.OnDoubt != nil && f.doubted.IsZero() != was.IsZero() {
+		f.OnDoubt(why)
+	}
+	return why != ""
 }
 
 func (f *follower) report(err error) {

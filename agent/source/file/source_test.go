@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/source"
 )
 
 // A recorder takes what a Source publishes and says.
@@ -223,4 +224,71 @@ func TestSourceFollowsConfigMap(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.await(t, "n1[10.200.2.0/24]")
+}
+
+// A folder that has lost more than half of a cluster is looked at once more before that is believed; what is only being written never
+// takes anything away, and what is really gone goes.
+func TestSourceDoubtsAShrunkenFolder(t *testing.T) {
+	var all, few string
+	for i := range 20 {
+		all += "---\n" + n(fmt.Sprintf("n%02d", i), i)
+		if i < 4 {
+			few = all
+		}
+	}
+	dir := write(t, "a.yaml", all)
+	doubts := make(chan string, 10)
+	var mu sync.Mutex
+	var published []int
+	s := &Source{Dir: dir, OnDoubt: func(why string) { doubts <- why }}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.Run(ctx, func(s *cluster.Snapshot) {
+			mu.Lock()
+			defer mu.Unlock()
+			published = append(published, len(s.Nodes))
+		})
+	}()
+	defer func() { cancel(); <-ended }()
+	got := func() []int {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(published)
+	}
+	says := func() string { return fmt.Sprint(got()) }
+	until(t, func() bool { return says() == "[20]" }, says)
+	path := filepath.Join(dir, "a.yaml")
+	rename(t, path, few)
+	if why := <-doubts; why != "4 of 20 Nodes are left" {
+		t.Errorf("doubted: %q", why)
+	}
+	rename(t, path, all+"# whole again\n")
+	if why := <-doubts; why != "" {
+		t.Errorf("still doubted: %q", why)
+	}
+	rename(t, path, all+"---\n"+n("n20", 20))
+	until(t, func() bool { return says() == "[20 20 21]" }, says)
+	rename(t, path, few)
+	until(t, func() bool { return says() == "[20 20 21 4]" }, says)
+	if first, second := <-doubts, <-doubts; first != "4 of 21 Nodes are left" || second != "" {
+		t.Errorf("doubted: %q, then %q", first, second)
+	}
+}
+
+// The first look is compared with what was known before the start.
+func TestSourceDoubtsFromTheStart(t *testing.T) {
+	dir := write(t, "a.yaml", n("n1", 1))
+	doubts, published := make(chan string, 10), make(chan *cluster.Snapshot, 10)
+	s := &Source{Dir: dir, OnDoubt: func(why string) { doubts <- why }, Before: source.Census{Nodes: 12}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, func(s *cluster.Snapshot) { published <- s }) }()
+	defer func() { cancel(); <-ended }()
+	if why := <-doubts; why != "1 of 12 Nodes are left" || len(published) > 0 {
+		t.Errorf("doubted: %q; published: %d", why, len(published))
+	}
+	if s := <-published; len(s.Nodes) != 1 {
+		t.Errorf("published: %s", text(s))
+	}
 }

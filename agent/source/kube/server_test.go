@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,12 +32,17 @@ type apiServer struct {
 	wake     chan struct{} // closed and replaced at every change of what follows
 	version  int
 	down     bool
+	hangsUp  bool           // every request, without an answer
 	withheld string         // a resource whose list is not complete yet
 	refused  map[string]int // resources that are answered with a code
-	objects  map[string]map[string]json.RawMessage
-	history  []event
-	requests []*http.Request
-	bodies   [][]byte
+	// emptyCache makes lists of the cache empty; those of the store, without a resource version, are not. pages, when positive, is how
+	// many objects a list has before it is continued.
+	emptyCache bool
+	pages      int
+	objects    map[string]map[string]json.RawMessage
+	history    []event
+	requests   []*http.Request
+	bodies     [][]byte
 }
 
 type event struct {
@@ -135,10 +142,12 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	s.mu.Lock()
 	s.requests, s.bodies = append(s.requests, r), append(s.bodies, body)
-	down, refused := s.down, s.refused[resource]
+	down, hangsUp, refused := s.down, s.hangsUp, s.refused[resource]
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
+	case hangsUp:
+		panic(http.ErrAbortHandler)
 	case down:
 		s.status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case refused != 0:
@@ -152,7 +161,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case q.Get("watch") == "true" || q.Get("watch") == "1":
 		s.watch(w, r, resource, q)
 	default:
-		s.list(w, resource)
+		s.list(w, resource, q)
 	}
 }
 
@@ -161,16 +170,27 @@ func (s *apiServer) status(w http.ResponseWriter, code int, reason metav1.Status
 	_, _ = w.Write(encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Code: int32(code), Reason: reason, Message: "as the test wants"}))
 }
 
-func (s *apiServer) list(w http.ResponseWriter, resource string) {
+func (s *apiServer) list(w http.ResponseWriter, resource string, q url.Values) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kinds := map[string]string{"nodes": `"v1","kind":"NodeList"`, "services": `"v1","kind":"ServiceList"`, "endpointslices": `"discovery.k8s.io/v1","kind":"EndpointSliceList"`,
 		"servicecidrs": `"networking.k8s.io/v1","kind":"ServiceCIDRList"`}
 	var items []json.RawMessage
-	for _, raw := range s.objects[resource] {
-		items = append(items, raw)
+	for _, key := range slices.Sorted(maps.Keys(s.objects[resource])) {
+		items = append(items, s.objects[resource][key])
 	}
-	fmt.Fprintf(w, `{"apiVersion":%s,"metadata":{"resourceVersion":"%d"},"items":%s}`, kinds[resource], s.version, encode(items))
+	if s.emptyCache && q.Get("resourceVersion") != "" {
+		items = nil
+	}
+	next := ""
+	if s.pages > 0 {
+		from, _ := strconv.Atoi(q.Get("continue"))
+		items = items[from:]
+		if len(items) > s.pages {
+			items, next = items[:s.pages], strconv.Itoa(from+s.pages)
+		}
+	}
+	fmt.Fprintf(w, `{"apiVersion":%s,"metadata":{"resourceVersion":"%d","continue":%q},"items":%s}`, kinds[resource], s.version, next, encode(items))
 }
 
 // watch streams from the history; a watch-list begins with what is there.
@@ -189,12 +209,14 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 		}
 		from = s.version
 		for _, raw := range s.objects[resource] {
-			send("ADDED", raw)
+			if !s.emptyCache {
+				send("ADDED", raw)
+			}
 		}
 		_, apiVersion, kind := resourceOf(map[string]any{"nodes": &corev1.Node{}, "services": &corev1.Service{}, "endpointslices": &discoveryv1.EndpointSlice{}, "servicecidrs": &networkingv1.ServiceCIDR{}}[resource])
 		send("BOOKMARK", json.RawMessage(fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}`, apiVersion, kind, s.version)))
 	}
-	for !s.down {
+	for !s.down && !s.hangsUp {
 		for _, e := range s.history {
 			if e.resource == resource && e.version > from {
 				send(e.typ, e.object)

@@ -20,6 +20,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/source"
@@ -60,10 +61,19 @@ type recorder struct {
 	snapshots []*cluster.Snapshot
 }
 
-func run(t *testing.T, s *apiServer) *recorder {
+// run runs a Source. doubt, when given, is a func(string) to hear its doubts, or a Census of before.
+func run(t *testing.T, s *apiServer, doubt ...any) *recorder {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &recorder{Source: New(s.client(t))}
+	for _, d := range doubt {
+		switch d := d.(type) {
+		case func(string):
+			r.OnDoubt = d
+		case source.Census:
+			r.Before = d
+		}
+	}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Run(ctx, func(s *cluster.Snapshot) {
@@ -289,6 +299,67 @@ func TestSourceOutage(t *testing.T) {
 	for _, s := range r.all() {
 		if len(s.Nodes) == 0 || len(s.Services) == 0 {
 			t.Errorf("an incomplete state was published: %s", text(s))
+		}
+	}
+}
+
+// A load balancer without an API server behind it takes connections and ends them. That is an outage too.
+func TestSourceHungUpOn(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(node("n1"))
+	r := run(t, s)
+	before := r.await(t, "n1")
+	s.do(func() { s.hangsUp = true })
+	until(t, "lost", func() bool { since, err := r.Lost(); return !since.IsZero() && err != nil })
+	s.put(node("n2"))
+	if r.last() != before {
+		t.Error("the outage changed the state")
+	}
+	s.do(func() { s.hangsUp = false })
+	r.await(t, "n1 n2")
+	until(t, "back", func() bool { since, _ := r.Lost(); return since.IsZero() })
+}
+
+// What no API server lets pass comes from one that is broken, or newer: fields that are null or missing, and values that nobody knows.
+// It is left out, with a Note where it matters, and the rest is served.
+func TestSourceStrangeObjects(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(node("n1"), service("a", "10.32.0.1"), slice("a", "10.200.1.2"))
+	r := run(t, s)
+	r.await(t, "n1 a=10.32.0.1[ 10.200.1.2 ]")
+	nothing := slice("a")
+	nothing.Name, nothing.AddressType, nothing.Ports = "a-nothing", "", nil
+	unknown := slice("a", "10.200.1.9")
+	unknown.Name, unknown.AddressType = "a-unknown", "FQDN2"
+	empty := slice("a")
+	empty.Name, empty.Endpoints = "a-empty", []discoveryv1.Endpoint{{}, {Addresses: []string{""}}}
+	empty.Ports = []discoveryv1.EndpointPort{{}}
+	strange := service("strange", "10.32.0.9")
+	strange.Spec.Type, strange.Spec.SessionAffinity, strange.Spec.IPFamilies = "Unheard", "Moon", []corev1.IPFamily{"IPv5"}
+	strange.Spec.ExternalTrafficPolicy, strange.Spec.Ports[0].Protocol = "Never", "QUIC"
+	bare := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bare"}}
+	s.put(nothing, unknown, empty, strange, bare, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n0"}}, serviceCIDR("none"))
+	s.put(service("z", "10.32.0.2")) // what comes after them is served
+	until(t, "the Service that comes last", func() bool { return strings.Contains(text(r.last()), "z=10.32.0.2[ ]") })
+	if have := text(r.last()); !strings.Contains(have, "a=10.32.0.1[ 10.200.1.2 ]") {
+		t.Errorf("published is %s", have)
+	}
+}
+
+// A deletion that was missed comes, through an informer, as a DeletedFinalStateUnknown instead of an object. There is no informer
+// here, and a reflector lists anew; one that came all the same is an error, and no panic.
+func TestStoreOfTombstones(t *testing.T) {
+	s := newAPIServer(t)
+	source := New(s.client(t))
+	for _, obj := range []any{
+		cache.DeletedFinalStateUnknown{Key: "default/a", Obj: service("a", "10.32.0.1")}, cache.DeletedFinalStateUnknown{}, nil, "default/a",
+	} {
+		st := &store{Source: source, kind: lists[1].kind}
+		if err := st.Update(obj); err == nil {
+			t.Errorf("%T is stored", obj)
+		}
+		if err := st.Delete(obj); err == nil {
+			t.Errorf("%T is deleted", obj)
 		}
 	}
 }

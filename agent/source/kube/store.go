@@ -67,7 +67,7 @@ func (s *store) Replace(objs []any, _ string) error {
 	}
 	s.change(func(a *source.Assembler) {
 		a.Replace(s.kind, objects)
-		s.complete[s.kind] = true
+		s.complete[s.kind], s.listed = true, true
 	})
 	return nil
 }

@@ -1,0 +1,100 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+)
+
+// DiffInStages is Diff for iptables-nft. Of the chains that nat gains or loses, it creates those to which nothing leads yet
+// before all else, and deletes those to which nothing leads any more after all else, in commits of at most so many chains
+// each. It is Diff when there are no more than that.
+//
+// What packets meet is the same: a chain to which nothing leads is none to them, and all that leads to one is still written in
+// one commit. A Restore that fails or is killed midway leaves chains that the next difference takes over or deletes.
+func DiffInStages(have, want *Ruleset, chains int) *Restore {
+	nat := compare(&have.NAT, &want.NAT)
+	r := &Restore{}
+	r.grow(nat)
+	for _, list := range nat.takeNew(chains) {
+		r.write(NAT, &change{set: list})
+	}
+	gone := nat.takeGone(&have.NAT, chains)
+	r.tables(compare(&have.Filter, &want.Filter), nat)
+	for _, names := range gone {
+		r.write(NAT, &change{remove: names})
+	}
+	return r
+}
+
+// takeNew takes the new chains out of a change when they are more than most, and returns them in groups of no more, what a
+// chain leads to in its own group or an earlier one.
+func (c *change) takeNew(most int) (groups [][]chainChange) {
+	added := map[string]chainChange{}
+	var chains []*Chain
+	for _, s := range c.set {
+		if s.isNew {
+			added[s.Name] = s
+			chains = append(chains, s.Chain)
+		}
+	}
+	if len(chains) <= most {
+		return nil
+	}
+	c.set = slices.DeleteFunc(c.set, func(s chainChange) bool { return s.isNew })
+	for group := range slices.Chunk(calleesFirst(chains), most) {
+		var list []chainChange
+		for _, chain := range group {
+			list = append(list, added[chain.Name])
+		}
+		groups = append(groups, list)
+	}
+	return groups
+}
+
+// takeGone is takeNew for the chains that a change deletes, all that leads to a chain in its own group or an earlier one.
+func (c *change) takeGone(have *Table, most int) (groups [][]string) {
+	if len(c.remove) <= most {
+		return nil
+	}
+	var chains []*Chain
+	for _, name := range c.remove {
+		chains = append(chains, have.Chain(name))
+	}
+	c.remove = nil
+	ordered := calleesFirst(chains)
+	slices.Reverse(ordered)
+	for group := range slices.Chunk(ordered, most) {
+		var names []string
+		for _, chain := range group {
+			names = append(names, chain.Name)
+		}
+		groups = append(groups, names)
+	}
+	return groups
+}
+
+// calleesFirst orders chains so that each comes after those of them that its rules lead to, and close to them: chains of one
+// group then name few of other groups.
+func calleesFirst(chains []*Chain) []*Chain {
+	byName := make(map[string]*Chain, len(chains))
+	for _, c := range chains {
+		byName[c.Name] = c
+	}
+	ordered := make([]*Chain, 0, len(chains))
+	var visit func(c *Chain)
+	visit = func(c *Chain) {
+		delete(byName, c.Name)
+		for rule := range strings.Lines(c.Rules) {
+			if callee := byName[target(strings.TrimSuffix(rule, "\n"))]; callee != nil {
+				visit(callee)
+			}
+		}
+		ordered = append(ordered, c)
+	}
+	for _, c := range chains {
+		if byName[c.Name] != nil {
+			visit(c)
+		}
+	}
+	return ordered
+}
