@@ -164,7 +164,7 @@ func TestPassword(t *testing.T) {
 	r.ok(g.learned("!10.244.2.0/24"))
 	for _, n := range []*lab.Node{r.n1, r.n2} {
 		for _, secret := range []string{"secret", "other"} {
-			if out := r.agents[n].Output(); contains(out, secret) {
+			if out := r.agents[n].Output(); strings.Contains(out, secret) {
 				t.Errorf("%s wrote the password:\n%s", n.Name, out)
 			}
 		}

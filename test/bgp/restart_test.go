@@ -10,8 +10,6 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-func contains(text, part string) bool { return strings.Contains(text, part) }
-
 // TestRestart: an agent is killed, or stopped, and started again. With graceful restart, whoever comes through the gateway
 // notices nothing. Without, there is an outage; and a stopped agent says goodbye.
 func TestRestart(t *testing.T) {
@@ -69,7 +67,7 @@ func TestRestart(t *testing.T) {
 						t.Errorf("graceful restart: %v, but %s", c.graceful, report)
 					}
 				}
-				if said := contains(g.procs[0].Output(), gw.ceased); gw.ceased != "" && said != (!c.graceful && strings.HasPrefix(c.name, "stopped")) {
+				if said := strings.Contains(g.procs[0].Output(), gw.ceased); gw.ceased != "" && said != (!c.graceful && strings.HasPrefix(c.name, "stopped")) {
 					t.Errorf("the gateway was told goodbye: %v", said)
 				}
 			})
