@@ -15,6 +15,7 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 // The apiVersion and kind of the configuration file.
@@ -86,6 +87,8 @@ type AgentConfiguration struct {
 	StateDir string `json:"stateDir,omitempty"`
 	// ClientConnection is how the Kubernetes API is reached.
 	ClientConnection ClientConnection `json:"clientConnection,omitzero"`
+	// BGP is what routers are told; nothing when it is not given.
+	BGP BGPConfiguration `json:"bgp,omitzero"`
 }
 
 // A Duration is a length of time as a person writes it: 30s, 1h30m.
@@ -168,6 +171,8 @@ type Config struct {
 	OOMScoreAdj         int
 	StateDir            string
 	ClientConnection    ClientConnection
+	// BGP is nil when there is no BGP. It is not changed.
+	BGP *bgp.Config
 }
 
 // refuse is told everything that is wrong: the field's path, and what would be right.
@@ -208,6 +213,7 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 	a.detect(&c, refuse)
 	a.periods(&c, refuse)
 	a.servers(&c, refuse)
+	c.BGP = a.BGP.check(&c, refuse)
 	if c.StateDir != "" && !filepath.IsAbs(c.StateDir) {
 		refuse("stateDir", "%q depends on where the agent is started; expected an absolute path", c.StateDir)
 	}

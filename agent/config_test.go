@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 const head = "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n"
@@ -191,6 +193,108 @@ func TestNodeName(t *testing.T) {
 		got, err := (&AgentConfiguration{NodeName: c.given}).Config()
 		if nodeNames.MatchString(c.want) && (err != nil || got.NodeName != c.want) {
 			t.Errorf("given %q, NODE_NAME %q: %q, %v; expected %q", c.given, c.env, got.NodeName, err, c.want)
+		}
+	}
+}
+
+func TestBGPConfiguration(t *testing.T) {
+	t.Setenv("NODE_NAME", "n1")
+	c, err := configure(t, head+`
+serviceCIDRs: [10.96.0.0/12]
+bgp:
+  asn: 64512
+  routerID: 192.0.2.99
+  listenPort: 1790
+  announceFromExcludedNodes: true
+  peers:
+  - address: 192.0.2.1
+    asn: 4200000000
+  - address: 2001:db8::1
+    asn: 64501
+    port: 1179
+    families: [IPv6, IPv4]
+    ttlSecurity: 1
+    localAddress: 2001:db8::11
+    passwordFile: /etc/fairway/password
+    holdTime: 9s
+    keepaliveTime: 2s
+    connectRetryTime: 1s
+    gracefulRestart: {enabled: false}
+    nodeSelector: {zone: a, rack: r1}
+  announce:
+  - addresses: [PodCIDRs]
+  - addresses: [ServiceCIDRs, LoadBalancerIPs]
+    communities: [no-export, "64512:1"]
+    localPref: 0
+    med: 3
+    asPathPrepend: 2
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &bgp.Config{
+		NodeName: "n1", ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.99"), ListenPort: 1790, FromExcluded: true, ServiceCIDRs: c.ServiceCIDRs,
+		Peers: []bgp.PeerConfig{{Peer: bgp.Peer{Address: netip.MustParseAddr("192.0.2.1"), Port: 179, ASN: 4200000000, Families: [2]bool{true, false},
+			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute},
+		}, {Peer: bgp.Peer{Address: netip.MustParseAddr("2001:db8::1"), Port: 1179, ASN: 64501, Families: [2]bool{true, true}, TTLSecurity: 1,
+			LocalAddress: netip.MustParseAddr("2001:db8::11"), PasswordFile: "/etc/fairway/password",
+			HoldTime: 9 * time.Second, KeepaliveTime: 2 * time.Second, ConnectRetryTime: time.Second}, NodeSelector: []string{"rack=r1", "zone=a"}}},
+		Announce: []bgp.Announcement{{Kinds: []bgp.Kind{bgp.PodCIDRs}, Attributes: bgp.Attributes{LocalPref: 100}}, {Kinds: []bgp.Kind{bgp.ServiceCIDRs, bgp.LoadBalancerIPs},
+			Attributes: bgp.Attributes{Communities: []bgp.Community{0xffffff01, 64512<<16 | 1}, MED: 3, Prepend: 2}}},
+	}
+	if !reflect.DeepEqual(c.BGP, want) {
+		t.Errorf("got %+v\nexpected %+v", c.BGP, want)
+	}
+	shown, err := json.Marshal(configz(c))
+	if err != nil || !strings.Contains(string(shown), `"kinds":["ServiceCIDRs","LoadBalancerIPs"]`) || !strings.Contains(string(shown), `"communities":["no-export","64512:1"]`) {
+		t.Errorf("/configz shows %s, %v", shown, err)
+	}
+	if c, err = configure(t, head+"bgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500}]}"); err != nil || len(c.BGP.Announce) != 1 || c.BGP.Announce[0].Kinds[0] != bgp.PodCIDRs {
+		t.Errorf("without announce: %+v, %v", c.BGP, err)
+	}
+	if c, err = configure(t, head); err != nil || c.BGP != nil {
+		t.Errorf("without bgp: %+v, %v", c.BGP, err)
+	}
+}
+
+// TestBGPRefused: what is wrong is named, with what would be right.
+func TestBGPRefused(t *testing.T) {
+	const peer = "peers: [{address: 192.0.2.1, asn: 64500}]"
+	for bgp, want := range map[string]string{
+		"asn: 64512":               "bgp.peers: are none, expected the routers",
+		peer:                       "bgp.asn: is not given, expected the number of an autonomous system",
+		"asn: 4294967295, " + peer: "bgp.asn: 4294967295 is no autonomous system's",
+		"asn: 64512, routerID: \"2001:db8::1\", " + peer:                                                                             "bgp.routerID: \"2001:db8::1\" is no BGP identifier, expected an IPv4 address",
+		"asn: 64512, listenPort: 65536, " + peer:                                                                                     "bgp.listenPort: 65536 is out of range, expected 0 to 65535",
+		"asn: 64512, peers: [{asn: 64500}]":                                                                                          "bgp.peers[0].address: is not given",
+		"asn: 64512, peers: [{address: router, asn: 64500}]":                                                                         "bgp.peers[0].address: \"router\" is no address",
+		"asn: 64512, peers: [{address: \"fe80::1%eth0\", asn: 64500}]":                                                               "bgp.peers[0].address: fe80::1%eth0 is no address to have a session with",
+		"asn: 64512, peers: [{address: 192.0.2.1}]":                                                                                  "bgp.peers[0].asn: is not given",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, port: -1}]":                                                            "bgp.peers[0].port: -1 is out of range",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, families: [v4]}]":                                                      "bgp.peers[0].families[0]: \"v4\" is unknown, expected IPv4 or IPv6",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, multihop: 2, ttlSecurity: 1}]":                                         "bgp.peers[0].ttlSecurity: contradicts multihop",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64512, multihop: 2}]":                                                         "bgp.peers[0].multihop: has no meaning for an iBGP peer",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, localAddress: \"2001:db8::1\"}]":                                       "bgp.peers[0].localAddress: 2001:db8::1 can't reach",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, holdTime: 2s}]":                                                        "bgp.peers[0].holdTime: 2s is out of range, expected whole seconds from 3s",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, holdTime: 3500ms}]":                                                    "bgp.peers[0].holdTime: 3.5s is out of range, expected whole seconds",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, keepaliveTime: 30s}]":                                                  "bgp.peers[0].keepaliveTime: 30s is not shorter than the holdTime of 30s",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, connectRetryTime: 0s}]":                                                "bgp.peers[0].connectRetryTime: 0s is out of range",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, gracefulRestart: {restartTime: 2h}}]":                                  "bgp.peers[0].gracefulRestart.restartTime: 2h0m0s is out of range",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, gracefulRestart: {enabled: false, restartTime: 2m}}]":                  "bgp.peers[0].gracefulRestart.restartTime: has no meaning with enabled: false",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, nodeSelector: {\"a=b\": c}}]":                                          "bgp.peers[0].nodeSelector: \"a=b\" is no key",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, holdtime: 3s}]":                                                        "line 3: unknown field \"bgp.peers[0].holdtime\"",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: x}]":                                                                          "is of type string; expected a whole number",
+		"asn: 64512, " + peer + ", announce: [{}]":                                                                                   "bgp.announce[0].addresses: are none, expected some of PodCIDRs,",
+		"asn: 64512, " + peer + ", announce: [{addresses: [pods]}]":                                                                  "bgp.announce[0].addresses[0]: \"pods\" is unknown, expected one of PodCIDRs,",
+		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs]}, {addresses: [ClusterIPs, PodCIDRs]}]":                         "bgp.announce[1].addresses[1]: PodCIDRs is there twice",
+		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs], communities: [\"1\"]}]":                                        "bgp.announce[0].communities[0]: \"1\" is no community",
+		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs], med: -1}]":                                                     "bgp.announce[0].med: -1 is out of range",
+		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs], localPref: -1}]":                                               "bgp.announce[0].localPref: -1 is out of range",
+		"asn: 64500, " + peer + ", announce: [{addresses: [PodCIDRs], asPathPrepend: 1}]":                                            "bgp.announce[0].asPathPrepend: can't be told to the iBGP peer bgp.peers[0]",
+		"asn: 64512, " + peer + ", announce: [{addresses: [ServiceCIDRs]}]}\nunknownServices: Forward\ndetectLocal: {mode: NodeCIDR": "bgp.announce[0].addresses: ServiceCIDRs lead traffic here",
+	} {
+		if _, err := configure(t, head+"bgp: {"+bgp+"}"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s:\n%v, expected %s", bgp, err, want)
 		}
 	}
 }

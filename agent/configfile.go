@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"os"
 	"reflect"
@@ -149,15 +150,44 @@ func takeUnknown(fields map[string]any, known reflect.Type) (paths []string) {
 			paths = append(paths, name)
 			continue
 		}
-		inner, isObject := fields[name].(map[string]any)
-		if !isObject || f.Type.Kind() != reflect.Struct {
-			continue
-		}
-		for _, path := range takeUnknown(inner, f.Type) {
-			paths = append(paths, name+"."+path)
+		for at, inner := range sections(name, fields[name], f.Type) {
+			for _, path := range takeUnknown(inner, structOf(f.Type)) {
+				paths = append(paths, at+"."+path)
+			}
 		}
 	}
 	return paths
+}
+
+// structOf returns the struct that a field is, or is a list of; nil for any other.
+func structOf(t reflect.Type) reflect.Type {
+	if t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	return t
+}
+
+// sections yields what was read for a field that is a struct, or each of a list of structs, with its path.
+func sections(name string, value any, t reflect.Type) iter.Seq2[string, map[string]any] {
+	return func(yield func(string, map[string]any) bool) {
+		list, isList := value.([]any)
+		switch {
+		case structOf(t) == nil:
+		case isList && t.Kind() == reflect.Slice:
+			for i, element := range list {
+				if section, ok := element.(map[string]any); ok && !yield(fmt.Sprintf("%s[%d]", name, i), section) {
+					return
+				}
+			}
+		case !isList && t.Kind() == reflect.Struct:
+			if section, ok := value.(map[string]any); ok {
+				yield(name, section)
+			}
+		}
+	}
 }
 
 func fieldNamed(t reflect.Type, name string) (reflect.StructField, bool) {
@@ -174,12 +204,12 @@ func jsonName(f reflect.StructField) string {
 	return name
 }
 
-// fieldNames returns the names of a configuration's fields; those of a section in braces.
+// fieldNames returns the names of a configuration's fields; those of a section, or of the sections of a list, in braces.
 func fieldNames(t reflect.Type) (names []string) {
 	for f := range t.Fields() {
 		name := jsonName(f)
-		if f.Type.Kind() == reflect.Struct {
-			name += "{" + strings.Join(fieldNames(f.Type), ", ") + "}"
+		if section := structOf(f.Type); section != nil {
+			name += "{" + strings.Join(fieldNames(section), ", ") + "}"
 		}
 		names = append(names, name)
 	}
@@ -191,6 +221,7 @@ func (d document) lineOf(path string) string {
 	lines := bytes.Split(d.text, []byte("\n"))
 	at := 0
 	for name := range strings.SplitSeq(path, ".") {
+		name, _, _ = strings.Cut(name, "[") // the place in a list
 		key := regexp.MustCompile(`^[^#]*(^|[\s{,"'])` + regexp.QuoteMeta(name) + `["']?\s*:`)
 		i := slices.IndexFunc(lines[at:], key.Match)
 		if i < 0 {

@@ -55,6 +55,9 @@ func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Repor
 		if f, ok := r.part.(follower); ok {
 			l.lead(r, f.follows())
 		}
+		if _, ok := r.part.(observer); ok {
+			l.show(r)
+		}
 	}
 	return l
 }
@@ -64,6 +67,15 @@ func (l *loop) lead(r *runner, name string) {
 	for _, leader := range l.runners {
 		if leader.part.Name() == name {
 			leader.next, r.led = append(leader.next, r), true
+		}
+	}
+}
+
+// show has all other runners tell an observer of their successes.
+func (l *loop) show(observer *runner) {
+	for _, r := range l.runners {
+		if r != observer {
+			r.observers = append(r.observers, observer)
 		}
 	}
 }

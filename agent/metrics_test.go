@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source/kube"
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
 
 // byName is for what a registry gathered.
@@ -237,6 +238,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	r.m.registry.MustRegister(packetCounters{func() (map[string]uint64, error) {
 		return map[string]uint64{iptables.InvalidCounter: 1, iptables.LocalhostCounter: 1}, nil
 	}})
+	r.m.registry.MustRegister(bgpCollector{func() []speaker.Session { return []speaker.Session{{Families: [2]bool{true, false}}} }})
 	have := map[string]string{}
 	for name, f := range byName(r.m.registry.Gather()) {
 		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {

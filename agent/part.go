@@ -29,6 +29,14 @@ type follower interface {
 	follows() string
 }
 
+// An observer is a Part that is told what other Parts have in the kernel.
+type observer interface {
+	Part
+	// observe is called after every success of another Part, by that Part's goroutine. When it is news, the observer's Sync
+	// runs again.
+	observe(part string, p *Plan, r Report) (news bool)
+}
+
 // A Report tells what a Sync did.
 type Report struct {
 	// Wrote is true when anything was written to the kernel.
@@ -103,6 +111,8 @@ type runner struct {
 	// next get their goals from this runner, when it has them in the kernel; led tells that this runner is such a one.
 	next []*runner
 	led  bool
+	// observers are told every success.
+	observers []*runner
 }
 
 func newRunner(p Part, pc pace, auditEvery time.Duration, done func(outcome)) *runner {
@@ -196,13 +206,25 @@ func (r *runner) sync(ctx context.Context, g goal, reread bool) time.Duration {
 		klog.ErrorS(o.err, "Sync failed, the kernel keeps what it has", "part", o.part, "retryIn", in.Round(time.Millisecond))
 	}
 	r.done(o)
-	if unserved := o.report.unserved(); o.err == nil && (fresh || !slices.Equal(unserved, r.unserved)) {
+	if o.err == nil {
+		r.succeeded(g, o.report, fresh)
+	}
+	return o.end.Sub(o.start)
+}
+
+// succeeded passes on that the Part has a goal in the kernel; fresh is false when it had it before.
+func (r *runner) succeeded(g goal, report Report, fresh bool) {
+	if unserved := report.unserved(); fresh || !slices.Equal(unserved, r.unserved) {
 		r.unserved = unserved
 		for _, n := range r.next {
 			n.set(goal{g.revision, g.plan.without(unserved)})
 		}
 	}
-	return o.end.Sub(o.start)
+	for _, w := range r.observers {
+		if w.part.(observer).observe(r.part.Name(), g.plan, report) {
+			w.kick()
+		}
+	}
 }
 
 // sleep waits; it returns false when the context ended meanwhile.

@@ -8,6 +8,7 @@ import (
 	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/routes"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 // Facts are what a Plan depends on besides the cluster and the configuration: properties of the machine's iptables and
@@ -40,6 +41,8 @@ type Plan struct {
 	Routes *routes.Table
 	// Services are the services per family, in the order of cluster.Families.
 	Services [2]Services
+	// BGP is what is announced to whom; nil without BGP.
+	BGP *bgp.Table
 	// Notes tell what was refused, and why; in order, without duplicates.
 	Notes []cluster.Note
 
@@ -114,6 +117,8 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		p.Services[i] = Services{Family: f, Table: t, Options: o, Rules: iptables.Render(t, o, memo.Rules)}
 		p.Notes = append(p.Notes, notes...)
 	}
+	announced, notes := announcements(s, c, p.Routes.Own, p.Services)
+	p.BGP, p.Notes = announced, append(p.Notes, notes...)
 	p.Notes = cluster.SortNotes(p.Notes)
 	return p
 }

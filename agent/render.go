@@ -11,17 +11,19 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 // Formats are the forms in which a Plan can be written.
-var Formats = [...]string{"text", "iptables", "routes", "json"}
+var Formats = [...]string{"text", "iptables", "routes", "bgp", "json"}
 
 // Write writes the Plan in one of Formats:
 //
 //	text      what the node does, for people, with the Notes
 //	iptables  the rules as iptables-save prints them, IPv4 first
 //	routes    the routes as ip route prints them
-//	json      routes, service ports and Notes, for programs
+//	bgp       BGP peers and what is announced to them; nothing without BGP
+//	json      routes, service ports, announcements and Notes, for programs
 func (p *Plan) Write(w io.Writer, format string) error {
 	switch format {
 	case "text":
@@ -35,6 +37,9 @@ func (p *Plan) Write(w io.Writer, format string) error {
 		return nil
 	case "routes":
 		_, err := io.WriteString(w, p.Routes.Lines())
+		return err
+	case "bgp":
+		_, err := io.WriteString(w, p.BGP.Lines())
 		return err
 	case "json":
 		e := json.NewEncoder(w)
@@ -60,6 +65,12 @@ func (p *Plan) writeText(w io.Writer) error {
 		}
 		for _, h := range s.Table.HealthChecks {
 			fmt.Fprintf(t, "  %s/%s\thealth check node port %d\t→ %d ready on this node\n", h.Service.Namespace, h.Service.Name, h.Port, h.LocalEndpoints)
+		}
+	}
+	if p.BGP != nil {
+		fmt.Fprintf(t, "\nBGP\t%d peers, %d prefixes\n", len(p.BGP.Peers), len(p.BGP.Paths))
+		for line := range strings.Lines(p.BGP.Lines()) {
+			fmt.Fprintf(t, "  %s", line)
 		}
 	}
 	fmt.Fprintf(t, "\nNOTES\t%d\n", len(p.Notes))
@@ -127,6 +138,7 @@ type (
 		Routes       []printedRoute       `json:"routes"`
 		Services     []printedPort        `json:"services"`
 		HealthChecks []printedHealthCheck `json:"healthChecks,omitempty"`
+		BGP          *printedBGP          `json:"bgp,omitempty"`
 		Notes        []printedNote        `json:"notes"`
 	}
 	printedRoute struct {
@@ -166,6 +178,24 @@ type (
 		Port           uint16 `json:"port"`
 		LocalEndpoints int    `json:"localEndpoints"`
 	}
+	printedBGP struct {
+		ASN      uint32             `json:"asn"`
+		RouterID netip.Addr         `json:"routerID"`
+		Peers    []printedBGPPeer   `json:"peers"`
+		Paths    []printedBGPPrefix `json:"paths"`
+	}
+	printedBGPPeer struct {
+		Address netip.Addr `json:"address"`
+		ASN     uint32     `json:"asn"`
+	}
+	printedBGPPrefix struct {
+		Prefix  netip.Prefix `json:"prefix"`
+		Kind    string       `json:"kind"`
+		Service string       `json:"service,omitempty"`
+		NextHop netip.Addr   `json:"nextHop,omitzero"`
+		// Attributes are as in the text.
+		Attributes string `json:"attributes,omitempty"`
+	}
 	printedNote struct {
 		Object string `json:"object"`
 		Reason string `json:"reason"`
@@ -186,6 +216,9 @@ func (p *Plan) printable() printedPlan {
 			out.HealthChecks = append(out.HealthChecks, printedHealthCheck{h.Service.Namespace + "/" + h.Service.Name, s.Family.String(), h.Port, h.LocalEndpoints})
 		}
 	}
+	if p.BGP != nil {
+		out.BGP = printableBGP(p.BGP)
+	}
 	for _, n := range p.Notes {
 		out.Notes = append(out.Notes, printedNote{n.Object.String(), n.Reason, n.Detail})
 	}
@@ -201,6 +234,21 @@ func printablePort(f cluster.Family, p *proxy.Port) printedPort {
 	}
 	if p.ClusterIP.IsValid() {
 		out.ClusterIP = p.ClusterIP.String()
+	}
+	return out
+}
+
+func printableBGP(t *bgp.Table) *printedBGP {
+	out := &printedBGP{ASN: t.ASN, RouterID: t.RouterID, Peers: []printedBGPPeer{}, Paths: []printedBGPPrefix{}}
+	for _, p := range t.Peers {
+		out.Peers = append(out.Peers, printedBGPPeer{p.Address, p.ASN})
+	}
+	for _, p := range t.Paths {
+		printed := printedBGPPrefix{Prefix: p.Prefix, Kind: p.Kind.String(), NextHop: p.NextHop, Attributes: strings.TrimSpace(p.Attributes.String())}
+		if p.Service != nil {
+			printed.Service = p.Service.Namespace + "/" + p.Service.Name
+		}
+		out.Paths = append(out.Paths, printed)
 	}
 	return out
 }

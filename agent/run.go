@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -97,14 +98,29 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
+	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
+	var l *loop
+	var announcer *bgpPart
+	if o.Config.BGP != nil {
+		announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
+			announceSession(w.reporter.Event, self, peer, up)
+			l.kick(bgpName)
+		})
+		defer announcer.close()
+		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
+	}
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
+	if announcer != nil {
+		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
+	}
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
-	l := newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
 	var saved *cluster.Snapshot
 	if o.Config.StateDir != "" {
 		l.saver = newSaver(o.Config.StateDir, o.Config.NodeName, func(notes ...cluster.Note) { l.remark("snapshot", notes...) })
@@ -112,8 +128,6 @@ func run(ctx context.Context, o Options) error {
 		saved = l.saver.load()
 	}
 	w.guard(source.Count(saved), func(why string) { l.doubt(why) })
-	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
-	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
 	serving, err := o.servers(ctx, w, self, s, m)
 	if err != nil {

@@ -227,10 +227,11 @@ func (v view) keepsUp(p partStatus, now time.Time) bool {
 	return p.pending.IsZero() || now.Sub(p.pending) < v.staleAfter
 }
 
-// healthy tells whether all Parts keep up.
+// healthy tells whether all Parts keep up that bring traffic to where it belongs. Who is told of this node over BGP is no such
+// thing: a load balancer has no reason to leave it.
 func (v view) healthy(now time.Time) bool {
-	for _, p := range v.parts {
-		if !v.keepsUp(p, now) {
+	for name, p := range v.parts {
+		if name != bgpName && !v.keepsUp(p, now) {
 			return false
 		}
 	}

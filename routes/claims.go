@@ -45,14 +45,15 @@ func (p *planner) judge() {
 	for i := range p.claims {
 		c := &p.claims[i]
 		why := p.implausible(c)
-		if why == "" && c.node != p.own.node {
-			why = p.coversHosts(c, networks)
-		}
-		if why == "" {
+		if c.node == p.own.node {
+			c.refused, c.lost = why != "", p.coversHosts(c, networks) != ""
 			continue
 		}
-		c.refused = true
-		if c.node != p.own.node {
+		if why == "" {
+			why = p.coversHosts(c, networks)
+		}
+		if why != "" {
+			c.refused = true
 			p.note(c.node, cluster.ReasonPodCIDRRefused, why)
 		}
 	}
@@ -196,6 +197,7 @@ func (p *planner) settle() {
 		}
 		if holder := p.holderOver(held, c); holder != nil {
 			c.refused = c.node != p.own.node // this node's own range stays its own, here
+			c.lost = true
 			holder.rivals = append(holder.rivals, c)
 			p.note(c.node, cluster.ReasonPodCIDRConflict, fmt.Sprintf(
 				"podCIDR %s overlaps %s of node %s, which is older (created %s) and keeps it; right would be a range of its own.",

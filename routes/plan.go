@@ -39,7 +39,7 @@ func Plan(s *cluster.Snapshot, c Config) (*Table, []cluster.Note) {
 		}
 	}
 	slices.SortFunc(p.routes, Compare)
-	return &Table{Routes: p.routes}, cluster.SortNotes(p.notes)
+	return &Table{Routes: p.routes, Own: p.held()}, cluster.SortNotes(p.notes)
 }
 
 // A member is a node with its claims.
@@ -55,6 +55,9 @@ type claim struct {
 	inside *rangeFacts // what lies inside prefix; all claims to one prefix have the same
 	// refused is true when the claim gets no route, for a reason that has been noted.
 	refused bool
+	// lost is true when other nodes do not route the claim to its node, although this node, which it is, keeps it: an older
+	// node's range overlaps it, or it covers hosts.
+	lost bool
 	// rivals are the younger claims that lost against this one.
 	rivals []*claim
 }
@@ -124,6 +127,17 @@ func (p *planner) ownRanges() []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, c := range p.own.claims {
 		if !c.refused {
+			ranges = append(ranges, c.prefix)
+		}
+	}
+	return ranges
+}
+
+// held are the podCIDRs of this node that other nodes route to it.
+func (p *planner) held() []netip.Prefix {
+	var ranges []netip.Prefix
+	for _, c := range p.own.claims {
+		if !c.refused && !c.lost {
 			ranges = append(ranges, c.prefix)
 		}
 	}

@@ -467,3 +467,21 @@ func BenchmarkPlanWorstCase(b *testing.B) {
 		Plan(s, c)
 	}
 }
+
+// TestOwn: of its own podCIDRs a node may tell others what other nodes route to it, and no more.
+func TestOwn(t *testing.T) {
+	for _, c := range []struct{ name, own, want string }{
+		{"both families", "192.0.2.5 10.244.5.0/24 fd00:5::/64", "[10.244.5.0/24 fd00:5::/64]"},
+		{"an older node has it", "192.0.2.5 10.244.1.128/25 fd00:5::/64", "[fd00:5::/64]"},
+		{"a younger node claims it, too", "192.0.2.5 10.244.2.0/24", "[10.244.2.0/24]"},
+		{"everything", "192.0.2.5 0.0.0.0/0", "[]"},
+		{"the nodes' network", "192.0.2.5 192.0.2.0/24", "[]"},
+		{"services", "192.0.2.5 10.96.1.0/24", "[]"},
+	} {
+		s := &cluster.Snapshot{Nodes: []*cluster.Node{node("a", 1, "192.0.2.1 10.244.1.0/24"), node("own", 5, c.own), node("z", 9, "192.0.2.9 10.244.2.0/24")}}
+		table, _ := Plan(s, Config{NodeName: "own", ServiceCIDRs: prefixes("10.96.0.0/16")})
+		if got := fmt.Sprint(table.Own); got != c.want {
+			t.Errorf("%s: %s, expected %s", c.name, got, c.want)
+		}
+	}
+}

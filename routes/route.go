@@ -94,6 +94,9 @@ func Compare(a, b Route) int {
 // A Table is all routes that this node should have, ordered by [Compare], with no two of the same Dst and Metric.
 type Table struct {
 	Routes []Route
+	// Own are this node's own podCIDRs, but for those that other nodes do not route to it, for the reasons that a route is
+	// refused for.
+	Own []netip.Prefix
 }
 
 // Lines returns the routes as [Route.String] does, one a line, each line ended; nothing for an empty Table.

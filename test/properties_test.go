@@ -2,6 +2,7 @@ package test
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,13 +13,15 @@ import (
 	"github.com/fairway-net/fairway/agent/source/file"
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/routes"
+	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/test/textkernel"
 )
 
-// A world is what the kernel holds: routes, and rules per family.
+// A world is what the kernel holds, routes and rules per family, and what routers were told.
 type world struct {
 	routes []routes.Route
 	rules  [2]*iptables.Ruleset
+	bgp    *bgp.Table
 }
 
 // move brings the world to a plan, as the agent would.
@@ -29,6 +32,7 @@ func (w *world) move(t *testing.T, p *agent.Plan) {
 	if d := routes.Diff(w.routes, p.Routes); !d.Empty() {
 		t.Fatalf("the routes are not as planned, there is left: %+v", d)
 	}
+	w.tell(t, p.BGP)
 	for i, s := range p.Services {
 		after, err := textkernel.Apply(w.rules[i], iptables.Diff(w.rules[i], s.Rules), nil)
 		if err != nil {
@@ -38,6 +42,37 @@ func (w *world) move(t *testing.T, p *agent.Plan) {
 			t.Fatalf("the rules are not as planned, there is left:\n%s", d)
 		}
 		w.rules[i] = after
+	}
+}
+
+// tell brings the routers to a plan.
+func (w *world) tell(t *testing.T, want *bgp.Table) {
+	t.Helper()
+	told := map[netip.Prefix]bool{}
+	if w.bgp != nil {
+		for _, p := range w.bgp.Paths {
+			told[p.Prefix] = true
+		}
+	}
+	c := bgp.Diff(w.bgp, want)
+	for _, p := range c.Withdraw {
+		delete(told, p)
+	}
+	for _, p := range c.Announce {
+		told[p.Prefix] = true
+	}
+	w.bgp = want
+	n := 0
+	if want != nil {
+		n = len(want.Paths)
+		for _, p := range want.Paths {
+			if !told[p.Prefix] {
+				t.Fatalf("routers were not told of %s", p)
+			}
+		}
+	}
+	if len(told) != n {
+		t.Fatalf("routers know %d prefixes, expected %d", len(told), n)
 	}
 }
 

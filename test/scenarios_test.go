@@ -29,8 +29,8 @@ type scenario struct {
 
 // inputs are the files of a scenario that are not expectations. packets has a line for each packet to trace: the
 // interface that it comes in on (or "self" when this node sends it), its source, its destination. kube-proxy.yaml is what
-// --kube-proxy-config names; then the expectations have what is remarked on it.
-var inputs = []string{"flags", "kube-proxy.yaml", "cluster.yaml", "packets"}
+// --kube-proxy-config names; then the expectations have what is remarked on it. agent.yaml is what --config names.
+var inputs = []string{"flags", "agent.yaml", "kube-proxy.yaml", "cluster.yaml", "packets"}
 
 func scenarios(t *testing.T) (all []scenario) {
 	t.Helper()
@@ -85,7 +85,7 @@ func (s scenario) load(t *testing.T) (*cluster.Snapshot, agent.Config) {
 // configure returns the scenario's configuration, and the remarks on kube-proxy's.
 func (s scenario) configure(t *testing.T) (agent.Config, []agent.Remark) {
 	t.Helper()
-	config, remarks, err := agent.Configure(agent.Files{KubeProxy: s.write(t, "kube-proxy.yaml")}, func(c *agent.AgentConfiguration) { s.setFlags(t, c) })
+	config, remarks, err := agent.Configure(agent.Files{Agent: s.write(t, "agent.yaml"), KubeProxy: s.write(t, "kube-proxy.yaml")}, func(c *agent.AgentConfiguration) { s.setFlags(t, c) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,6 +129,7 @@ func expectations(p *agent.Plan) []txtar.File {
 		}
 	}
 	add("routes", p.Routes.Lines())
+	add("announcements", p.BGP.Lines())
 	for _, s := range p.Services {
 		if len(s.Table.Ports) > 0 {
 			add("rules-"+s.Family.String(), s.Rules.String())

@@ -111,6 +111,17 @@ type Node struct {
 	// ToBeDeleted is true when the Node has a deletion timestamp or carries the taint
 	// ToBeDeletedByClusterAutoscaler: a load balancer should send it no new traffic.
 	ToBeDeleted bool
+	// Excluded is true when the Node has the label node.kubernetes.io/exclude-from-external-load-balancers, whatever its value:
+	// no traffic from outside of the cluster should be drawn to it.
+	Excluded bool
+	// Labels are the Node's labels as "key=value", in order.
+	Labels []string
+}
+
+// HasLabel tells whether the Node has a label, which is written as Labels are.
+func (n *Node) HasLabel(label string) bool {
+	_, ok := slices.BinarySearch(n.Labels, label)
+	return ok
 }
 
 // Ref names the Node in a Note.
@@ -178,6 +189,8 @@ type Service struct {
 	HealthCheckNodePort uint16
 	// Affinity is the timeout of sessionAffinity ClientIP, in whole seconds; 0 means no affinity.
 	Affinity time.Duration
+	// Announce is what the annotation fairway.dev/announce says.
+	Announce AnnounceChoice
 	// Slices are the Service's EndpointSlices, ordered by name. A slice that did not change keeps its pointer.
 	Slices []*EndpointSlice
 }
@@ -195,6 +208,14 @@ func (s *Service) ClusterIP(f Family) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// An AnnounceChoice says which of a Service's addresses are announced to routers, in place of what the agent's configuration
+// says.
+type AnnounceChoice struct {
+	// Given is false when the Service leaves it to the configuration; then so are the others.
+	Given                                    bool
+	ClusterIPs, ExternalIPs, LoadBalancerIPs bool
 }
 
 // A ServicePort is one port of a Service.

@@ -49,4 +49,12 @@ const (
 	ReasonListDoubted = "ListDoubted"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
+	// ReasonBGPPasswordMissing: the password of a BGP peer can't be read; there is no session with it.
+	ReasonBGPPasswordMissing = "BGPPasswordMissing"
+	// ReasonBGPSessionDown: there is no session with a BGP peer.
+	ReasonBGPSessionDown = "BGPSessionDown"
+	// ReasonBGPRouterIDChanged: the node's BGP identifier is one that its InternalIP is not any more.
+	ReasonBGPRouterIDChanged = "BGPRouterIDChanged"
+	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
+	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
 )

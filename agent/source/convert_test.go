@@ -63,7 +63,7 @@ func TestConvertNode(t *testing.T) {
 	}{{
 		name: "everything",
 		in: `
-metadata: {name: n1.example, uid: 1f0c, creationTimestamp: "2026-01-02T04:04:05+01:00", labels: {topology.kubernetes.io/zone: eu-1a}}
+metadata: {name: n1.example, uid: 1f0c, creationTimestamp: "2026-01-02T04:04:05+01:00", labels: {topology.kubernetes.io/zone: eu-1a, rack: r7, node.kubernetes.io/exclude-from-external-load-balancers: ""}}
 spec: {podCIDR: 10.9.0.0/24, podCIDRs: [10.200.1.0/24, "fd00:1::/64"], taints: [{key: other, effect: NoSchedule}]}
 status:
   addresses:
@@ -72,7 +72,8 @@ status:
   - {type: ExternalIP, address: 192.0.2.1}
   - {type: InternalIP, address: "fd00::11"}
 `,
-		want: &cluster.Node{Name: "n1.example", UID: "1f0c", Created: created, Zone: "eu-1a",
+		want: &cluster.Node{Name: "n1.example", UID: "1f0c", Created: created, Zone: "eu-1a", Excluded: true,
+			Labels:      []string{"node.kubernetes.io/exclude-from-external-load-balancers=", "rack=r7", "topology.kubernetes.io/zone=eu-1a"},
 			PodCIDRs:    []netip.Prefix{cidr("10.200.1.0/24"), cidr("fd00:1::/64")},
 			InternalIPs: []netip.Addr{ip("10.240.0.11"), ip("fd00::11")}, ExternalIPs: []netip.Addr{ip("192.0.2.1")}},
 	}, {
@@ -94,7 +95,8 @@ metadata: {name: n1, uid: "a b", labels: {topology.kubernetes.io/zone: "a zone"}
 spec: {podCIDRs: [10.200.1.0/33, "fd00:1::/64"]}
 status: {addresses: [{type: InternalIP, address: 10.240.0.300}, {type: InternalIP, address: 127.0.0.1}, {type: InternalIP, address: 10.240.0.1}]}
 `,
-		want: &cluster.Node{Name: "n1", PodCIDRs: []netip.Prefix{cidr("fd00:1::/64")}, InternalIPs: []netip.Addr{ip("10.240.0.1")}},
+		want: &cluster.Node{Name: "n1", PodCIDRs: []netip.Prefix{cidr("fd00:1::/64")}, InternalIPs: []netip.Addr{ip("10.240.0.1")},
+			Labels: []string{"topology.kubernetes.io/zone=a zone"}},
 		notes: `
 Node n1: InvalidField: metadata.uid is "a b", which is not a UID
 Node n1: InvalidField: spec.podCIDRs is "10.200.1.0/33", which is not a CIDR such as 192.0.2.0/24 or 2001:db8::/64
@@ -136,6 +138,23 @@ func TestConvertService(t *testing.T) {
 		name: "the least",
 		in:   head + `spec: {clusterIP: 10.32.0.10, ports: [{port: 3306}]}`,
 		want: service(nil),
+	}, {
+		name: "what is announced",
+		in:   `{metadata: {name: db, namespace: default, annotations: {fairway.dev/announce: "ClusterIPs, LoadBalancerIPs"}}, spec: {clusterIP: 10.32.0.10, ports: [{port: 3306}]}}`,
+		want: service(func(s *cluster.Service) {
+			s.Announce = cluster.AnnounceChoice{Given: true, ClusterIPs: true, LoadBalancerIPs: true}
+		}),
+	}, {
+		name: "nothing is announced",
+		in:   `{metadata: {name: db, namespace: default, annotations: {fairway.dev/announce: None}}, spec: {clusterIP: 10.32.0.10, ports: [{port: 3306}]}}`,
+		want: service(func(s *cluster.Service) { s.Announce.Given = true }),
+	}, {
+		name: "a word that says nothing about announcements",
+		in:   `{metadata: {name: db, namespace: default, annotations: {fairway.dev/announce: "ExternalIPs,true"}}, spec: {clusterIP: 10.32.0.10, ports: [{port: 3306}]}}`,
+		want: service(func(s *cluster.Service) { s.Announce = cluster.AnnounceChoice{Given: true, ExternalIPs: true} }),
+		notes: `
+Service default/db: InvalidField: annotation fairway.dev/announce has "true", which announces nothing; it can be None, or some of ClusterIPs, ExternalIPs and LoadBalancerIPs with commas between them
+`,
 	}, {
 		name: "everything",
 		in: `

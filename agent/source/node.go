@@ -2,6 +2,7 @@ package source
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -10,6 +11,16 @@ import (
 
 // taintToBeDeleted is put on a node by the cluster autoscaler before it drains the node (KEP-3836).
 const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
+// labelsOf returns an object's labels as "key=value", in order. Nodes have most of them in common, so they are interned.
+func labelsOf(labels map[string]string) []string {
+	var list []string
+	for key, value := range labels {
+		list = append(list, intern(key+"="+value))
+	}
+	slices.Sort(list)
+	return list
+}
 
 func convertNode(n *corev1.Node) *Object {
 	o := &Object{ID: ID{Kind: KindNode, Name: n.Name}}
@@ -22,7 +33,8 @@ func convertNode(n *corev1.Node) *Object {
 		r.invalid("metadata.name is %s, which is not a name of a Node (RFC 1123 subdomain); the Node is left out", quoted(n.Name))
 		return o
 	}
-	node := &cluster.Node{Name: n.Name, UID: uid, Created: n.CreationTimestamp.UTC(), ToBeDeleted: toBeDeleted(n)}
+	node := &cluster.Node{Name: n.Name, UID: uid, Created: n.CreationTimestamp.UTC(), ToBeDeleted: toBeDeleted(n), Labels: labelsOf(n.Labels)}
+	_, node.Excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	podCIDRs, field := n.Spec.PodCIDRs, "spec.podCIDRs"
 	if len(podCIDRs) == 0 && n.Spec.PodCIDR != "" {
 		podCIDRs, field = []string{n.Spec.PodCIDR}, "spec.podCIDR"

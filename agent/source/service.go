@@ -15,6 +15,10 @@ import (
 // LabelProxyName on a Service, with any value, gives it to another service proxy.
 const LabelProxyName = "service.kubernetes.io/service-proxy-name"
 
+// AnnotationAnnounce on a Service says which of its addresses are announced to routers: some of ClusterIPs, ExternalIPs and
+// LoadBalancerIPs, separated by commas, or None.
+const AnnotationAnnounce = "fairway.dev/announce"
+
 // The API's default and bound of sessionAffinityConfig.clientIP.timeoutSeconds.
 const (
 	defaultAffinity = 10800
@@ -57,6 +61,7 @@ func convertService(s *corev1.Service) *Object {
 	svc.LoadBalancerSourceRanges = r.sourceRanges(s.Spec.LoadBalancerSourceRanges)
 	r.policies(svc, &s.Spec)
 	svc.Affinity = r.affinity(&s.Spec)
+	svc.Announce = r.announce(s.Annotations)
 	o.service = svc
 	return o
 }
@@ -227,4 +232,28 @@ func (r *remarks) affinity(spec *corev1.ServiceSpec) time.Duration {
 		seconds = defaultAffinity
 	}
 	return time.Duration(seconds) * time.Second
+}
+
+// announce reads the annotation about announcements. A word that is none of the known ones announces nothing.
+func (r *remarks) announce(annotations map[string]string) (c cluster.AnnounceChoice) {
+	text, given := annotations[AnnotationAnnounce]
+	if !given {
+		return c
+	}
+	c.Given = true
+	words := strings.Split(text, ",")
+	for _, word := range words {
+		switch word = strings.TrimSpace(word); {
+		case word == "ClusterIPs":
+			c.ClusterIPs = true
+		case word == "ExternalIPs":
+			c.ExternalIPs = true
+		case word == "LoadBalancerIPs":
+			c.LoadBalancerIPs = true
+		case word == "None" && len(words) == 1:
+		default:
+			r.invalid("annotation %s has %s, which announces nothing; it can be None, or some of ClusterIPs, ExternalIPs and LoadBalancerIPs with commas between them", AnnotationAnnounce, quoted(word))
+		}
+	}
+	return c
 }

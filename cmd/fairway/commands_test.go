@@ -80,7 +80,7 @@ func TestCommands(t *testing.T) {
 		{"the file wins over kube-proxy's", "", render("--kube-proxy-config=FOLDER/kube-proxy.yaml", "--config=FOLDER/agent.yaml", "-o=iptables"), "-j MARK --set-xmark 0x8/0x8\n", false},
 		{"a flag wins over kube-proxy's", "", render("--kube-proxy-config=FOLDER/kube-proxy.yaml", "--masquerade-bit=0", "-o=iptables"), "-j MARK --set-xmark 0x1/0x1\n", false},
 		{"not kube-proxy's file", "n1", render("--kube-proxy-config=FOLDER/agent.yaml"), `expected kubeproxy.config.k8s.io/v1alpha1`, true},
-		{"an unknown format", "n1", render("-o=xml"), `unknown format "xml", expected one of text, iptables, routes, json`, true},
+		{"an unknown format", "n1", render("-o=xml"), `unknown format "xml", expected one of text, iptables, routes, bgp, json`, true},
 		{"a bad flag", "n1", render("--cluster-cidrs=10.0.0.1/8"), "clusterCIDRs[0]: \"10.0.0.1/8\" has bits set", true},
 		{"a broken file is named", "n1", render("--config=FOLDER/cluster.yaml"), "cluster.yaml: line 6: a second document", true},
 		{"two sources", "n1", []string{"agent", "--kubeconfig=x", "--cluster-dir=y"}, "[kubeconfig cluster-dir]", true},

@@ -1,3 +1,8 @@
+// A listening socket is one of MPTCP where the kernel has it, unless that is switched off. MPTCP has no TCP-MD5, which BGP
+// peers may ask for.
+//
+//go:debug multipathtcp=0
+
 // Command fairway is the node agent: see the README. This package turns flags into one call; it decides nothing.
 package main
 

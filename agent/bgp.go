@@ -1,0 +1,224 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/routes/bgp"
+	"github.com/fairway-net/fairway/routes/bgp/speaker"
+)
+
+const (
+	bgpName = "bgp"
+	// firstRules is how long the first session waits for the first rules: what is announced after it is up comes too late
+	// for a router that kept this node's routes while the agent was restarted.
+	firstRules = 20 * time.Second
+	// sessionPatience is how long a session that has never been up may take before that is a Note.
+	sessionPatience = 15 * time.Second
+	// goodbye is how long an agent that ends waits for its last words to the peers to be sent.
+	goodbye = 200 * time.Millisecond
+)
+
+// announcements returns what the node should announce; nil without BGP.
+func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [2]Services) (*bgp.Table, []cluster.Note) {
+	if c.BGP == nil {
+		return nil, nil
+	}
+	var vips []bgp.VIP
+	for _, family := range services {
+		vips = append(vips, servedAddresses(family.Table)...)
+	}
+	return bgp.Plan(s, *c.BGP, own, vips)
+}
+
+// servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made
+// of: one port that does is enough.
+func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
+	for _, p := range t.Ports {
+		add := func(v proxy.Verdict, k bgp.Kind, addrs ...netip.Addr) {
+			if v != proxy.ToCluster && v != proxy.ToLocal {
+				return
+			}
+			for _, a := range addrs {
+				if a.IsValid() {
+					vips = append(vips, bgp.VIP{Addr: a, Kind: k, Service: p.Service, Local: v == proxy.ToLocal})
+				}
+			}
+		}
+		add(p.Internal, bgp.ClusterIPs, p.ClusterIP)
+		add(p.External, bgp.ExternalIPs, p.ExternalIPs...)
+		add(p.External, bgp.LoadBalancerIPs, p.LoadBalancerIPs...)
+	}
+	return vips
+}
+
+// bgpPart keeps the BGP sessions, and what is announced in them. An address of a Service is announced when the latest Plan
+// wants it and the rules in the kernel serve it: new rules are in the kernel before a router learns of the address, and it
+// is withdrawn as soon as the Plan is made that takes the rules away.
+type bgpPart struct {
+	speaker  *speaker.Speaker
+	nodeName string
+	// began is when the first Sync was; the zero Time before.
+	began time.Time
+
+	mu sync.Mutex // guards what follows
+	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
+	kernel map[cluster.Family]*rulesInKernel
+}
+
+// rulesInKernel are the rules of one family.
+type rulesInKernel struct {
+	table *proxy.Table
+	// unserved are the Services that were left out of them, quarantined.
+	unserved []cluster.Ref
+	// served are the addresses that they serve.
+	served map[netip.Addr]bool
+}
+
+// newBGPPart returns the Part for an agent with other parts. changed is told of sessions that come up or go down.
+func newBGPPart(nodeName string, others []Part, changed func(peer netip.Addr, up bool)) *bgpPart {
+	p := &bgpPart{speaker: speaker.New(changed), nodeName: nodeName, kernel: map[cluster.Family]*rulesInKernel{}}
+	for _, o := range others {
+		if rules, ok := o.(*rulesPart); ok {
+			p.kernel[cluster.Families[rules.index]] = nil
+		}
+	}
+	return p
+}
+
+// close takes leave of the peers when the agent ends. What becomes of the announcements, the peers know: see speaker.Close.
+func (p *bgpPart) close() {
+	if err := p.speaker.Close(goodbye); err != nil {
+		klog.ErrorS(err, "BGP sessions end without a word")
+	}
+}
+
+// announceSession tells the log of a session that came up or went down, and the Node of one that came up; one that is down is
+// a Note.
+func announceSession(event func(about cluster.Ref, eventType, reason, message string), node cluster.Ref, peer netip.Addr, up bool) {
+	if !up {
+		klog.InfoS("A BGP session is down", "peer", peer)
+		return
+	}
+	klog.InfoS("A BGP session is up", "peer", peer)
+	event(node, "Normal", "BGPSessionUp", fmt.Sprintf("the session with the BGP peer %s is up", peer))
+}
+
+func (*bgpPart) Name() string { return bgpName }
+
+// observe takes note of what the rules' Parts have in the kernel.
+func (p *bgpPart) observe(part string, plan *Plan, r Report) (news bool) {
+	for i, f := range cluster.Families {
+		if part != rulesPrefix+f.String() {
+			continue
+		}
+		return p.inKernel(f, plan.Services[i].Table, r.unserved())
+	}
+	return false
+}
+
+func (p *bgpPart) inKernel(f cluster.Family, t *proxy.Table, unserved []cluster.Ref) (news bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k := p.kernel[f]; k != nil && k.table == t && slices.Equal(k.unserved, unserved) {
+		return false
+	}
+	served := map[netip.Addr]bool{}
+	for _, v := range servedAddresses(t) {
+		if !slices.Contains(unserved, v.Service.Ref()) {
+			served[v.Addr] = true
+		}
+	}
+	p.kernel[f] = &rulesInKernel{t, unserved, served}
+	return true
+}
+
+// ready returns the Table without what the rules in the kernel do not serve, and whether there are rules of every family.
+func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	complete = true
+	for _, k := range p.kernel {
+		complete = complete && k != nil
+	}
+	able := *want
+	able.Paths = slices.DeleteFunc(slices.Clone(want.Paths), func(path bgp.Path) bool {
+		k := p.kernel[path.Family()]
+		switch {
+		case path.Kind == bgp.PodCIDRs:
+			return false
+		case k == nil:
+			return true
+		}
+		return path.Kind != bgp.ServiceCIDRs && !k.served[path.Prefix.Addr()]
+	})
+	return &able, complete
+}
+
+func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	if p.began.IsZero() {
+		p.began = time.Now()
+	}
+	want, complete := p.ready(plan.BGP)
+	if wait := firstRules - time.Since(p.began); !complete && wait > 0 {
+		return Report{Retry: wait}, nil // or when the rules are there
+	}
+	result, err := p.speaker.Sync(want)
+	logAnnouncements(result.Changes)
+	node := nodeRef(plan.Snapshot, p.nodeName)
+	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
+	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
+		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
+			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when the agent started; it becomes %s when the agent is restarted.", is, want.RouterID)})
+	}
+	return Report{Notes: notes, Retry: defaultTo(result.Again, retry)}, err
+}
+
+// logAnnouncements writes a line for each change of what is announced.
+func logAnnouncements(c bgp.Changes) {
+	if n := len(c.Announce) + len(c.Withdraw); n > announceEach && !klog.V(1).Enabled() {
+		klog.InfoS("Many prefixes are announced or withdrawn at once, -v=1 shows each", "announced", len(c.Announce), "withdrawn", len(c.Withdraw))
+		return
+	}
+	for _, p := range c.Announce {
+		klog.InfoS("Announcing", "path", p.String())
+	}
+	for _, p := range c.Withdraw {
+		klog.InfoS("Withdrawing", "prefix", p)
+	}
+}
+
+// sessionNotes tells of the sessions that are not as they should be, and when that may change by time alone; 0 for never.
+func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (notes []cluster.Note, retry time.Duration) {
+	note := func(reason, format string, args ...any) {
+		notes = append(notes, cluster.Note{Object: node, Reason: reason, Detail: fmt.Sprintf(format, args...)})
+	}
+	again := func(in time.Duration) {
+		if retry == 0 || in < retry {
+			retry = in
+		}
+	}
+	for _, s := range sessions {
+		wait := sessionPatience - now.Sub(s.Since)
+		switch {
+		case s.Locked():
+			note(cluster.ReasonBGPPasswordMissing, "There is no session with the BGP peer %s: %s.", s.Peer.Address, s.LastError)
+			again(sessionPatience)
+		case !s.Up() && !s.BeenUp && wait > 0:
+			again(wait)
+		case !s.Up():
+			note(cluster.ReasonBGPSessionDown, "The session with the BGP peer %s (AS %d) is down: %s.", s.Peer.Address, s.Peer.ASN, defaultTo(s.LastError, "no answer"))
+		case s.Peer.RestartTime > 0 && !s.GracefulRestart:
+			note(cluster.ReasonBGPNoGracefulRestart, "The BGP peer %s does not keep this node's routes while the agent is restarted; right would be graceful restart in its configuration, at least as a helper, or gracefulRestart.enabled: false for this peer.", s.Peer.Address)
+		}
+	}
+	return notes, retry
+}

@@ -1,0 +1,47 @@
+package agent
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/routes/bgp/speaker"
+)
+
+// bgpCollector shows where the BGP sessions stand at the moment of a scrape.
+type bgpCollector struct {
+	sessions func() []speaker.Session
+}
+
+var (
+	descSession   = prometheus.NewDesc("fairway_bgp_session_up", "1 while the session with a BGP peer is established.", []string{"peer"}, nil)
+	descPeer      = prometheus.NewDesc("fairway_bgp_peer_info", "1, with what is known of a BGP peer as labels.", []string{"peer", "asn", "state", "graceful_restart", "last_error"}, nil)
+	descAnnounced = prometheus.NewDesc("fairway_bgp_announced_prefixes", "Prefixes announced to a BGP peer.", []string{"peer", "ip_family"}, nil)
+	descReceived  = prometheus.NewDesc("fairway_bgp_received_prefixes", "Prefixes that a BGP peer sends; none is used.", []string{"peer", "ip_family"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (bgpCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c bgpCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, s := range c.sessions() {
+		peer := s.Peer.Address.String()
+		gauge(descSession, boolean(s.Up()), peer)
+		gauge(descPeer, 1, peer, strconv.FormatUint(uint64(s.Peer.ASN), 10), s.State, strconv.FormatBool(s.GracefulRestart), s.LastError)
+		for i, f := range cluster.Families {
+			if s.Families[i] {
+				gauge(descAnnounced, float64(s.Announced[i]), peer, f.String())
+				gauge(descReceived, float64(s.Received[i]), peer, f.String())
+			}
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package bgp
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A Config is what the operator says about BGP.
+type Config struct {
+	// NodeName is the node that the plan is for.
+	NodeName string
+	// ASN is this node's autonomous system.
+	ASN uint32
+	// RouterID is the node's BGP identifier, an IPv4 address; the zero Addr stands for the node's first IPv4 InternalIP.
+	RouterID netip.Addr
+	// ListenPort is the TCP port on which peers may connect; 0 for none.
+	ListenPort uint16
+	// Peers are all peers of all nodes.
+	Peers []PeerConfig
+	// Announce says what is announced, and how; what is in none of them is not. A Kind is in one of them at most.
+	Announce []Announcement
+	// FromExcluded announces addresses of Services also from nodes with the label
+	// node.kubernetes.io/exclude-from-external-load-balancers.
+	FromExcluded bool
+	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
+	ServiceCIDRs []netip.Prefix
+}
+
+// A PeerConfig is a peer of the nodes that have all the labels of its NodeSelector.
+type PeerConfig struct {
+	Peer
+	// NodeSelector are labels as Node.Labels has them.
+	NodeSelector []string
+}
+
+// A Peer is a BGP neighbour and how to reach it.
+type Peer struct {
+	Address netip.Addr
+	Port    uint16
+	ASN     uint32
+	// Families are the address families that the session carries, by their place in cluster.Families.
+	Families [2]bool
+	// Multihop is how many hops an eBGP peer may be away; 0 for one that is on a link.
+	Multihop uint8
+	// TTLSecurity is the same for a session whose packets must have come no further (RFC 5082); 0 for no such check.
+	TTLSecurity uint8
+	// LocalAddress is this node's end of the session; the zero Addr leaves it to the kernel.
+	LocalAddress netip.Addr
+	// PasswordFile holds the key of TCP-MD5 (RFC 2385); empty for none.
+	PasswordFile string
+	// HoldTime, KeepaliveTime and ConnectRetryTime are those of RFC 4271, in whole seconds.
+	HoldTime, KeepaliveTime, ConnectRetryTime time.Duration
+	// RestartTime is for how long the peer is asked to keep the node's routes when the session is lost (graceful restart,
+	// RFC 4724), in whole seconds; 0 for not at all.
+	RestartTime time.Duration
+}
+
+// sameSession reports whether a peer can become the other without a new session.
+func (p Peer) sameSession(o Peer) bool {
+	o.ConnectRetryTime = p.ConnectRetryTime
+	return p == o
+}
+
+// A Kind is a kind of address that can be announced.
+type Kind uint8
+
+// The kinds, in their order of precedence: a prefix that is of two kinds is announced as the first.
+const (
+	// PodCIDRs are the node's own.
+	PodCIDRs Kind = iota
+	// ServiceCIDRs are the networks of all ClusterIPs as a whole, and besides them the ClusterIPs with policy Local, from
+	// the nodes that have an endpoint.
+	ServiceCIDRs
+	// ClusterIPs, ExternalIPs and LoadBalancerIPs are single addresses of Services.
+	ClusterIPs
+	ExternalIPs
+	LoadBalancerIPs
+)
+
+// Kinds are all of them.
+var Kinds = [...]Kind{PodCIDRs, ServiceCIDRs, ClusterIPs, ExternalIPs, LoadBalancerIPs}
+
+// String returns the word of the configuration.
+func (k Kind) String() string {
+	return [...]string{"PodCIDRs", "ServiceCIDRs", "ClusterIPs", "ExternalIPs", "LoadBalancerIPs"}[k]
+}
+
+// MarshalText returns the word of the configuration.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// An Announcement says which kinds of addresses are announced, and with which attributes.
+type Announcement struct {
+	Kinds      []Kind
+	Attributes Attributes
+}
+
+// DefaultLocalPref is the LOCAL_PREF that is taken where none is given (as in every implementation).
+const DefaultLocalPref = 100
+
+// Attributes are the path attributes that an operator can set. They are not changed.
+type Attributes struct {
+	Communities      []Community
+	LargeCommunities []LargeCommunity
+	// LocalPref goes to iBGP peers alone.
+	LocalPref uint32
+	// MED is not sent when 0, which means the same.
+	MED uint32
+	// Prepend is how many times more than once the path has the node's ASN, for eBGP peers.
+	Prepend uint8
+}
+
+// familyIndex is a prefix's or address's place in cluster.Families.
+func familyIndex(a netip.Addr) int {
+	if cluster.FamilyOf(a) == cluster.IPv6 {
+		return 1
+	}
+	return 0
+}

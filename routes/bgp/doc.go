@@ -1,0 +1,12 @@
+// Package bgp decides what this node announces to its BGP neighbours, and who they are.
+//
+// [Plan] turns a snapshot of the cluster into a [Table]: the peers whose node selector takes this node, and the paths that
+// they are told: the node's own podCIDRs, and addresses of Services, each with its communities and preferences. Whether this
+// node can serve an address is not decided here: that is the service rules' business, and comes in as a list of [VIP]s, so
+// that rules and announcements cannot disagree. [Diff] tells what leads from one Table to another, and which of it resets a
+// session.
+//
+// The package is pure: it opens no session, reads no file and no clock, and equal inputs in any order give equal Tables. It
+// learns nothing from neighbours: no route of theirs is looked at, let alone passed on. Package speaker carries a Table to
+// the neighbours.
+package bgp

@@ -1,0 +1,169 @@
+package bgp
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+)
+
+// A VIP is an address of a Service that this node serves: by the same decision that its rules are made of, traffic to it
+// gets to an endpoint.
+type VIP struct {
+	Addr    netip.Addr
+	Kind    Kind
+	Service *cluster.Service
+	// Local tells that it goes to endpoints of this node alone (policy Local).
+	Local bool
+}
+
+// Plan returns what the node c.NodeName should announce and to whom, and a Note for what can't be. pods are the node's own
+// podCIDRs as far as they may be announced, vips the addresses that it serves.
+func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Table, []cluster.Note) {
+	node := s.Node(c.NodeName)
+	if node == nil {
+		return &Table{}, nil // the absence of the node has a Note already
+	}
+	p := planner{config: c, node: node}
+	t := &Table{ASN: c.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort}
+	if !t.RouterID.IsValid() {
+		t.RouterID = node.InternalIP(cluster.IPv4)
+	}
+	if !t.RouterID.IsValid() {
+		p.note(cluster.ReasonNodeIncomplete, "The node has no IPv4 InternalIP, which would be its BGP identifier; right would be one, or bgp.routerID in the agent's configuration.")
+	}
+	t.Peers = p.peers()
+	p.announcePods(pods)
+	if !node.Excluded || c.FromExcluded {
+		p.announceRanges(slices.Concat(c.ServiceCIDRs, s.ServiceCIDRs))
+		p.announceVIPs(vips)
+	}
+	t.Paths = p.sorted()
+	return t, p.notes
+}
+
+// A planner is the working state of one call of Plan.
+type planner struct {
+	config Config
+	node   *cluster.Node
+	// nextHops are those that paths have to name, by family; see peers.
+	nextHops [2]netip.Addr
+	paths    []Path
+	notes    []cluster.Note
+}
+
+func (p *planner) note(reason, format string, args ...any) {
+	p.notes = append(p.notes, cluster.Note{Object: p.node.Ref(), Reason: reason, Detail: fmt.Sprintf(format, args...)})
+}
+
+// peers returns the peers of the node. Where a session carries a family that is not its own, its end is no next hop: then
+// the paths of that family name the node's InternalIP.
+func (p *planner) peers() (peers []Peer) {
+	for _, candidate := range p.config.Peers {
+		peer := candidate.Peer
+		if slices.ContainsFunc(candidate.NodeSelector, func(l string) bool { return !p.node.HasLabel(l) }) {
+			continue
+		}
+		if slices.ContainsFunc(peers, func(o Peer) bool { return o.Address == peer.Address }) {
+			p.note(cluster.ReasonInvalidField, "Two of bgp.peers have the address %s and node selectors that take this node; the first counts. Right would be selectors of which one at most does.", peer.Address)
+			continue
+		}
+		for i, f := range cluster.Families {
+			if !peer.Families[i] || cluster.FamilyOf(peer.Address) == f {
+				continue
+			}
+			if p.nextHops[i] = p.node.InternalIP(f); !p.nextHops[i].IsValid() {
+				peer.Families[i] = false
+				p.note(cluster.ReasonNodeIncomplete, "The node has no %s InternalIP, which would be the next hop in the session with %s; %s is not announced there.", f, peer.Address, f)
+			}
+		}
+		peers = append(peers, peer)
+	}
+	slices.SortFunc(peers, func(a, b Peer) int { return a.Address.Compare(b.Address) })
+	return peers
+}
+
+// attributes returns those with which a kind is announced, or nil when it is not.
+func (p *planner) attributes(k Kind) *Attributes {
+	for i := range p.config.Announce {
+		if slices.Contains(p.config.Announce[i].Kinds, k) {
+			return &p.config.Announce[i].Attributes
+		}
+	}
+	return nil
+}
+
+// plain are the attributes of what only a Service's annotation asks to announce.
+var plain = &Attributes{LocalPref: DefaultLocalPref}
+
+func (p *planner) announcePods(pods []netip.Prefix) {
+	if a := p.attributes(PodCIDRs); a != nil {
+		for _, prefix := range pods {
+			p.add(prefix, PodCIDRs, a, nil)
+		}
+	}
+}
+
+func (p *planner) announceRanges(ranges []netip.Prefix) {
+	a := p.attributes(ServiceCIDRs)
+	if a == nil {
+		return
+	}
+	if len(ranges) == 0 {
+		p.note(cluster.ReasonInvalidField, "bgp.announce has ServiceCIDRs, but neither serviceCIDRs in the agent's configuration nor a ServiceCIDR object says what they are; right would be one of the two, or ClusterIPs.")
+	}
+	for _, prefix := range ranges {
+		p.add(prefix, ServiceCIDRs, a, nil)
+	}
+}
+
+func (p *planner) announceVIPs(vips []VIP) {
+	for _, v := range vips {
+		if a := p.wanted(v); a != nil {
+			p.add(netip.PrefixFrom(v.Addr, v.Addr.BitLen()), v.Kind, a, v.Service)
+		}
+	}
+}
+
+// wanted returns the attributes with which an address is announced, or nil when it is not: the Service's annotation decides,
+// else the configuration.
+func (p *planner) wanted(v VIP) *Attributes {
+	a := p.attributes(v.Kind)
+	if choice := v.Service.Announce; choice.Given {
+		asked := map[Kind]bool{ClusterIPs: choice.ClusterIPs, ExternalIPs: choice.ExternalIPs, LoadBalancerIPs: choice.LoadBalancerIPs}
+		switch {
+		case !asked[v.Kind]:
+			return nil
+		case a == nil:
+			return plain
+		}
+		return a
+	}
+	if a == nil && v.Kind == ClusterIPs && v.Local {
+		return p.attributes(ServiceCIDRs) // more specific than the range, so that it leads to where the endpoints are
+	}
+	return a
+}
+
+func (p *planner) add(prefix netip.Prefix, k Kind, a *Attributes, s *cluster.Service) {
+	p.paths = append(p.paths, Path{Prefix: prefix, NextHop: p.nextHops[familyIndex(prefix.Addr())], Attributes: a, Kind: k, Service: s})
+}
+
+// sorted returns the paths in order, the first by kind and Service of each prefix.
+func (p *planner) sorted() []Path {
+	name := func(s *cluster.Service) string {
+		if s == nil {
+			return ""
+		}
+		return s.Namespace + "/" + s.Name
+	}
+	slices.SortFunc(p.paths, func(a, b Path) int {
+		if c := cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.Kind, b.Kind)); c != 0 {
+			return c
+		}
+		return cmp.Compare(name(a.Service), name(b.Service))
+	})
+	return slices.CompactFunc(p.paths, func(a, b Path) bool { return a.Prefix == b.Prefix })
+}

@@ -1,0 +1,19 @@
+// Package speaker carries a [bgp.Table] to BGP neighbours, by a gobgp server in this process. It is the one place that knows
+// gobgp: its version 3 gets no more releases, and version 4 has other types.
+//
+// It refuses to be anything but an end of the network. Policies are set before there is a first peer, and reject by default:
+// nothing that a neighbour sends is taken into the table of routes, and nothing but what the Table has is sent, so a node
+// never becomes transit between two gateways. There is no API to talk to, and no listening socket unless the Table has a port.
+//
+// What gobgp 3 asks for:
+//
+//   - The order is policies, paths, peers. What comes after a session is up comes after its End-of-RIB marker, at which a
+//     neighbour that kept routes over a restart (RFC 4724) drops those that it has not heard of again.
+//   - Announcing is AddPath and DeletePath. Policies do not take back what they let through before.
+//   - The forwarding bit of graceful restart is tied to the restart bit, so every new session says that it comes from a restart:
+//     the kernel forwards, whatever becomes of this process. Then gobgp holds its updates back until the neighbour has sent
+//     all of its own, or for the deferral time. Nothing of theirs is waited for here, so that is as short as can be.
+//   - Having met one neighbour, it takes the restart bit from all. So they are met one after the other.
+//   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
+//   - Serve never returns, and some settings are global: a process has one Speaker.
+package speaker

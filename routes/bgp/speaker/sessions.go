@@ -1,0 +1,125 @@
+package speaker
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/routes/bgp"
+)
+
+// A Session is where the session with a peer stands.
+type Session struct {
+	Peer bgp.Peer
+	// State is that of RFC 4271 in lower case ("established"), or "no-password" for a session that there can't be.
+	State string
+	// Since is when the session came up or was lost, or when the peer was added if neither has happened.
+	Since time.Time
+	// BeenUp tells that the session was up at some time.
+	BeenUp bool
+	// Families are those that both sides have, by their place in cluster.Families. They and what follows are empty while the
+	// session is not up.
+	Families [2]bool
+	// GracefulRestart tells that the peer will keep the node's routes over a restart.
+	GracefulRestart bool
+	// Announced and Received count prefixes by family. None that is received is used.
+	Announced, Received [2]int
+	// LastError is the last thing that went wrong, also before the session came up; empty for nothing.
+	LastError string
+}
+
+// Up tells whether the session is established.
+func (s Session) Up() bool { return s.State == established }
+
+// Locked tells that there can't be a session, for want of a password; LastError says why.
+func (s Session) Locked() bool { return s.State == noPassword }
+
+const (
+	established = "established"
+	idle        = "idle"
+	noPassword  = "no-password"
+)
+
+// Sessions returns the sessions with all peers, in the order of their addresses.
+func (s *Speaker) Sessions() []Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.started {
+		return nil
+	}
+	known := map[string]*api.Peer{}
+	// It fails for no reason but a nil request.
+	_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) { known[p.Conf.NeighborAddress] = p })
+	var announced [2]int
+	for _, p := range s.have.Paths {
+		announced[familyIndex(p.Family())]++
+	}
+	sessions := make([]Session, 0, len(s.wanted))
+	for _, peer := range s.wanted {
+		session := Session{Peer: peer, State: idle, Since: time.Now()} // its turn has not come
+		if err := s.locked[peer.Address]; err != nil {
+			session.State, session.LastError = noPassword, err.Error()
+		}
+		key := peer.Address.String()
+		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {
+			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(key)
+			session.read(p, announced)
+		}
+		sessions = append(sessions, session)
+	}
+	return sessions
+}
+
+// read fills in what gobgp knows.
+func (s *Session) read(p *api.Peer, announced [2]int) {
+	s.State = strings.ToLower(p.State.SessionState.String())
+	if !s.Up() {
+		return
+	}
+	s.Families, s.GracefulRestart = negotiated(s.Peer, p.State.RemoteCap)
+	for _, f := range p.AfiSafis {
+		for i, family := range apiFamilies {
+			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
+				s.Received[i] = int(f.State.Received)
+				s.Announced[i] = announced[i]
+			}
+		}
+	}
+}
+
+// negotiated reads what the peer's OPEN says: the families that it has, of those that the session is to carry, and whether it
+// keeps routes over a restart. One that names no family has IPv4 (RFC 4760, section 8). A restart helper need not name the
+// families that it keeps itself (RFC 4724, section 3).
+func negotiated(peer bgp.Peer, capabilities []*anypb.Any) (families [2]bool, restart bool) {
+	named := false
+	for _, c := range capabilities {
+		value, err := c.UnmarshalNew()
+		if err != nil {
+			continue
+		}
+		switch c := value.(type) {
+		case *api.MultiProtocolCapability:
+			named = true
+			for i, f := range apiFamilies {
+				families[i] = families[i] || peer.Families[i] && c.Family.GetAfi() == f.Afi && c.Family.GetSafi() == f.Safi
+			}
+		case *api.GracefulRestartCapability:
+			restart = peer.RestartTime > 0
+		}
+	}
+	if !named {
+		families[0] = peer.Families[0]
+	}
+	return families, restart
+}
+
+func familyIndex(f cluster.Family) int {
+	if f == cluster.IPv6 {
+		return 1
+	}
+	return 0
+}

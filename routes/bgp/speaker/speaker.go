@@ -1,0 +1,307 @@
+package speaker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+	"github.com/osrg/gobgp/v3/pkg/server"
+
+	"github.com/fairway-net/fairway/routes/bgp"
+)
+
+// A Speaker keeps BGP sessions. Before the first Sync with a Table that has a RouterID it is nothing but a value. Its methods
+// may be called from any goroutine.
+type Speaker struct {
+	changed func(peer netip.Addr, up bool)
+	log     *logger
+
+	mu      sync.Mutex // guards what follows
+	server  *server.BgpServer
+	started bool
+	// have is what gobgp has, with the identity that it was started with.
+	have bgp.Table
+	// wanted are the peers that there should be, in the order of their addresses.
+	wanted []bgp.Peer
+	// records are of the peers that gobgp has, locked are the reasons why it does not have others.
+	records map[netip.Addr]*record
+	locked  map[netip.Addr]error
+}
+
+// A record is what is remembered of a peer.
+type record struct {
+	password string
+	// added is when the peer was, since when its session came up or was lost; the same before either.
+	added, since time.Time
+	// up tells that the session is, beenUp that it once was.
+	up, beenUp bool
+}
+
+// New returns a Speaker. changed is told of every session that comes up or goes down; it must not block, nor call the Speaker.
+func New(changed func(peer netip.Addr, up bool)) *Speaker {
+	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
+}
+
+// A Result is what a Sync did.
+type Result struct {
+	// Changes is the difference that it found. Peers may be left of it.
+	Changes bgp.Changes
+	// Again is when the next Sync should come to start peers that have to wait for others; 0 when none has to.
+	Again time.Duration
+	// RouterID is the identifier that the sessions have; the zero Addr while there can be none.
+	RouterID netip.Addr
+}
+
+const (
+	// turn is how long a new peer is waited for before the next is started, turnCheck how often that is looked at.
+	turn      = 5 * time.Second
+	turnCheck = 200 * time.Millisecond
+)
+
+// Sync has the neighbours told what a Table has. The identity (ASN, RouterID, ListenPort) is settled by the first Table that
+// has one, for as long as the process lives. A peer whose password can't be read is not started, and Sessions says so; a
+// session that is up goes on. What fails is tried again by the next Sync.
+func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.started {
+		if !want.RouterID.IsValid() {
+			return Result{}, nil
+		}
+		if err := s.start(want); err != nil {
+			return Result{}, err
+		}
+	}
+	s.wanted = want.Peers
+	able := *want
+	var passwords map[netip.Addr]string
+	able.Peers, passwords = s.unlock(want.Peers)
+	c := bgp.Diff(&s.have, &able)
+	for _, p := range able.Peers {
+		if r := s.records[p.Address]; r != nil && r.password != passwords[p.Address] && !slices.Contains(c.Reset, p) {
+			c.Reset = append(c.Reset, p)
+		}
+	}
+	if err := s.tell(c); err != nil {
+		return Result{}, err
+	}
+	s.have.Paths = able.Paths
+	err := errors.Join(s.meet(c, passwords), s.forgive())
+	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
+	result := Result{Changes: c, RouterID: s.have.RouterID}
+	if len(s.have.Peers) < len(able.Peers) {
+		result.Again = turnCheck
+	}
+	return result, err
+}
+
+// start starts gobgp, with the policies that must be there before there is a peer.
+func (s *Speaker) start(t *bgp.Table) error {
+	if s.server == nil {
+		s.server = server.NewBgpServer(server.LoggerOption(s.log))
+		go s.server.Serve()
+	}
+	addresses, err := listenAddresses(t.ListenPort)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	global := &api.Global{Asn: t.ASN, RouterId: t.RouterID.String(), ListenPort: -1}
+	if t.ListenPort != 0 {
+		global.ListenPort, global.ListenAddresses = int32(t.ListenPort), addresses
+	}
+	if err := s.server.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
+		return fmt.Errorf("start BGP with router ID %s: %w", t.RouterID, err)
+	}
+	if err := s.restrict(ctx); err != nil {
+		return err
+	}
+	watch := &api.WatchEventRequest{Peer: &api.WatchEventRequest_Peer{}}
+	if err := s.server.WatchEvent(ctx, watch, s.event); err != nil {
+		return fmt.Errorf("watch BGP peers: %w", err)
+	}
+	s.started = true
+	s.have = bgp.Table{ASN: t.ASN, RouterID: t.RouterID, ListenPort: t.ListenPort}
+	return nil
+}
+
+// restrict lets nothing in and out but what is announced here. gobgp judges local paths by the import policy, too.
+func (s *Speaker) restrict(ctx context.Context) error {
+	own := &api.Policy{Name: "own", Statements: []*api.Statement{{
+		Name:       "own",
+		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
+	}}}
+	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: own}); err != nil {
+		return fmt.Errorf("add the BGP policy: %w", err)
+	}
+	for _, direction := range []api.PolicyDirection{api.PolicyDirection_IMPORT, api.PolicyDirection_EXPORT} {
+		err := s.server.AddPolicyAssignment(ctx, &api.AddPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+			Name: "global", Direction: direction, Policies: []*api.Policy{{Name: own.Name}}, DefaultAction: api.RouteAction_REJECT}})
+		if err != nil {
+			return fmt.Errorf("assign the BGP policy: %w", err)
+		}
+	}
+	return nil
+}
+
+// tell announces and withdraws.
+func (s *Speaker) tell(c bgp.Changes) error {
+	ctx := context.Background()
+	for _, prefix := range c.Withdraw {
+		path := apiPath(s.have.ASN, bgp.Path{Prefix: prefix, Attributes: &bgp.Attributes{}})
+		if err := s.server.DeletePath(ctx, &api.DeletePathRequest{Path: path}); err != nil {
+			return fmt.Errorf("withdraw %s: %w", prefix, err)
+		}
+	}
+	for _, p := range c.Announce {
+		if _, err := s.server.AddPath(ctx, &api.AddPathRequest{Path: apiPath(s.have.ASN, p)}); err != nil {
+			return fmt.Errorf("announce %s: %w", p.Prefix, err)
+		}
+	}
+	return nil
+}
+
+// meet starts and ends sessions.
+func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
+	ctx := context.Background()
+	var errs []error
+	gone := slices.Clone(c.Remove)
+	for _, p := range c.Reset {
+		gone = append(gone, p.Address)
+	}
+	for _, a := range gone {
+		errs = append(errs, s.remove(a))
+	}
+	for _, p := range c.Update {
+		if s.records[p.Address] == nil {
+			continue // it begins anew, for another password
+		}
+		_, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: apiPeer(p, passwords[p.Address])})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("change BGP peer %s: %w", p.Address, err))
+		}
+	}
+	for _, p := range slices.Concat(c.Reset, c.Add) {
+		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() {
+			continue // it could not be removed, or it is not its turn
+		}
+		errs = append(errs, s.add(p, passwords[p.Address]))
+	}
+	return errors.Join(errs...)
+}
+
+// add starts a session. gobgp only warns when the listening socket does not take the peer's password, and would then let
+// connections in without.
+func (s *Speaker) add(p bgp.Peer, password string) error {
+	s.log.forget(p.Address.String())
+	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
+		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
+	}
+	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
+	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
+		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
+	}
+	return nil
+}
+
+// restarting tells whether a peer is about to learn that this node comes from a restart. The others wait for that: when gobgp
+// 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
+// that they kept, for a moment.
+func (s *Speaker) restarting() (is bool) {
+	// It fails for no reason but a nil request.
+	_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
+		if r := s.records[a]; err == nil && r != nil && time.Since(r.added) < turn {
+			is = is || p.GracefulRestart.GetLocalRestarting()
+		}
+	})
+	return is
+}
+
+// pardon is how long a session stays ended whose peer sent too many prefixes.
+const pardon = time.Minute
+
+// forgive tries peers again that had sent too many prefixes: gobgp would not.
+func (s *Speaker) forgive() error {
+	var guilty []string
+	ctx := context.Background()
+	// It fails for no reason but a nil request.
+	_ = s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
+		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > pardon {
+			guilty = append(guilty, p.Conf.NeighborAddress)
+		}
+	})
+	for _, address := range guilty {
+		if err := s.server.EnablePeer(ctx, &api.EnablePeerRequest{Address: address}); err != nil {
+			return fmt.Errorf("enable BGP peer %s again: %w", address, err)
+		}
+	}
+	return nil
+}
+
+// remove ends the session with a peer by a Cease.
+func (s *Speaker) remove(a netip.Addr) error {
+	if err := s.server.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: a.String()}); err != nil {
+		return fmt.Errorf("remove BGP peer %s: %w", a, err)
+	}
+	delete(s.records, a)
+	s.log.forget(a.String())
+	return nil
+}
+
+// event is told by gobgp of every state of every peer.
+func (s *Speaker) event(e *api.WatchEventResponse) {
+	p := e.GetPeer().GetPeer()
+	if p == nil {
+		return
+	}
+	a, err := netip.ParseAddr(p.State.NeighborAddress)
+	if err != nil {
+		return
+	}
+	up := p.State.SessionState == api.PeerState_ESTABLISHED
+	if s.record(a, up) {
+		s.changed(a, up)
+	}
+}
+
+// record records whether a session is up, and reports whether that is new.
+func (s *Speaker) record(a netip.Addr, up bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[a]
+	if r == nil || r.up == up {
+		return false
+	}
+	r.up, r.beenUp, r.since = up, true, time.Now()
+	return true
+}
+
+// Close ends the sessions with the peers that would not keep the node's routes over a restart of the agent, so that they learn
+// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. Goodbyes
+// have the patience to be sent.
+func (s *Speaker) Close(patience time.Duration) error {
+	sessions := s.Sessions()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	leaving := false
+	for _, session := range sessions {
+		if session.Up() && !session.GracefulRestart {
+			errs = append(errs, s.remove(session.Peer.Address))
+			leaving = true
+		}
+	}
+	if leaving {
+		time.Sleep(patience)
+	}
+	return errors.Join(errs...)
+}
