@@ -29,6 +29,16 @@ type section struct {
 	chain *Chain
 }
 
+// Nothing returns a Restore that changes nothing. That it is refused tells that the tables can't be written at all.
+func Nothing() *Restore {
+	r := &Restore{}
+	for _, table := range Tables {
+		r.line("*", table)
+		r.line("COMMIT")
+	}
+	return r
+}
+
 // Empty tells that there is nothing to do.
 func (r *Restore) Empty() bool { return r.lines == 0 }
 

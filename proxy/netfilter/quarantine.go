@@ -190,7 +190,25 @@ func (a *attempt) settle(ctx context.Context) error {
 	case err != nil || len(suspects) == 0:
 		return err
 	}
+	if err := a.prove(ctx); err != nil {
+		return err
+	}
 	return a.admit(ctx, suspects, cause)
+}
+
+// prove makes sure that restores are accepted when none has been: that nothing was left to write without the suspects convicts none
+// of them, when it is the program that fails, or the kernel refuses everybody.
+func (a *attempt) prove(ctx context.Context) error {
+	if a.report.Written {
+		return nil
+	}
+	a.left--
+	err := a.tables.Apply(ctx, a.family, iptables.Nothing())
+	if _, refused := refusal(err); refused {
+		a.report.Refused++
+		return fmt.Errorf("a restore that changes nothing: %w", err)
+	}
+	return err
 }
 
 // retreat applies what is left without the Services that are out; when what they did before is refused as well, without that, too.

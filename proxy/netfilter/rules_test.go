@@ -237,6 +237,24 @@ func TestRefusedForEverybody(t *testing.T) {
 	mustHold(t, k, want.Ruleset)
 }
 
+// When restores fail and one Service is all that changed, nothing is left to write without it. That does not convict it: it is an error,
+// and the Service is served as soon as restores go through.
+func TestRefusedWhateverItIs(t *testing.T) {
+	k := newFake(cluster.IPv4)
+	rules := NewRules(k)
+	w := newWorld(cluster.IPv4, 5)
+	mustSync(t, rules, w.desired())
+	w.services[3] = w.service(3, 5)
+	k.refuse = func(string) bool { return true }
+	reports, err := rules.Sync(context.Background(), []Desired{w.desired()})
+	if _, ok := refusal(err); !ok || len(reports[0].Quarantined) != 0 {
+		t.Errorf("got %v, in quarantine: %v", err, reports[0].Quarantined)
+	}
+	k.refuse = nil
+	mustSync(t, rules, w.desired())
+	mustHold(t, k, w.desired().Ruleset)
+}
+
 // A host whose iptables words rules differently: written once, never taken for tampering, and tampering still found.
 func TestSpelling(t *testing.T) {
 	k := newFake(cluster.IPv4)

@@ -43,13 +43,13 @@ func TestFault12OtherBackend(t *testing.T) {
 		r.measured("a new Service beside them", r.took(began, func() error { return r.serves(20, r.p2) }), time.Second)
 		bin, err := lab.AgentBinary()
 		r.ok(err)
-		_, err = r.n1.Run(bin, "cleanup", "--iptables-backend", string(other(r.backend)))
+		_, err = r.n1.Run(bin, "takeover", "--iptables-backend", string(r.backend))
 		r.ok(err)
 		for _, f := range cluster.Families {
 			text, err := r.n1.Save(other(r.backend), f, "")
 			r.ok(err)
 			if strings.Contains(text, "KUBE-SVC") {
-				r.Errorf("cleanup has left:\n%s", text)
+				r.Errorf("takeover has left:\n%s", text)
 			}
 		}
 		flows.stop()

@@ -157,6 +157,9 @@ func TestFault06RestoreHangs(t *testing.T) {
 	onBackends(t, func(r *rig) { r.restoreFails(1, map[string]string{"hang": "killed"}) })
 }
 
+// blamedBound is less than the minute after which a Service in quarantine is tried again, and more than a retry takes.
+const blamedBound = 45 * time.Second
+
 // restoreFails makes iptables-restore fail in ways, one after the other, each until both families' Syncs have failed some times.
 // For each there is what the agent should say.
 func (r *rig) restoreFails(times int, ways map[string]string) {
@@ -185,7 +188,11 @@ func (r *rig) restoreFails(times int, ways map[string]string) {
 		}
 		r.Logf("%s: %d runs in %v failed Syncs", mode, calls, r.failures()-before)
 		tools.mode("")
-		r.comes(mode+", since it is over", time.Now(), 4*time.Second, func() error { return r.serves(20, next) })
+		over := time.Now()
+		r.comes(mode+", since it is over", over, 4*time.Second, func() error { return r.serves(20, next) })
+		if took := time.Since(over); took > blamedBound {
+			r.Errorf("%s: after %s: the Service was blamed for it", mode, took)
+		}
 		r.ready(r.n1)
 		was, next = next, was
 	}

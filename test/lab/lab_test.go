@@ -562,3 +562,19 @@ func TestProberNoRepeats(t *testing.T) {
 		}
 	}
 }
+
+// The last datagram before a Prober is stopped is not lost to it.
+func TestProberStops(t *testing.T) {
+	l := lab.ForTest(t, lab.Bare())
+	from, to := l.Pod("pod1a"), l.Pod("pod1b")
+	_, err := to.Serve(lab.Server{Name: "pod1b", Proto: lab.UDP, Port: 8080})
+	ok(t, err)
+	for i := range 100 {
+		p, err := from.Probe(lab.ProbeConfig{Dial: lab.Dial{Proto: lab.UDP, To: at(to.Addr(cluster.IPv4), 8080), Timeout: 10 * time.Second}, Rate: 1000})
+		ok(t, err)
+		time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+		if r := p.Stop(); r.Failed() > 0 {
+			t.Fatalf("prober %d: %s", i, r)
+		}
+	}
+}

@@ -32,7 +32,9 @@ type Prober struct {
 	cfg  ProbeConfig
 	stop chan struct{}
 	done chan struct{} // closed when no attempt is under way any more
-	once sync.Once
+	// asked is closed when the last datagram has been sent.
+	asked chan struct{}
+	once  sync.Once
 
 	mu       sync.Mutex // guards the fields below
 	attempts []attempt
@@ -94,7 +96,7 @@ func (ns *Namespace) Probe(cfg ProbeConfig) (*Prober, error) {
 	if cfg.Dial.Timeout == 0 {
 		cfg.Dial.Timeout = 500 * time.Millisecond
 	}
-	p := &Prober{ns: ns, cfg: cfg, stop: make(chan struct{}), done: make(chan struct{})}
+	p := &Prober{ns: ns, cfg: cfg, stop: make(chan struct{}), done: make(chan struct{}), asked: make(chan struct{})}
 	run := p.runAsks
 	if cfg.Dial.Proto == UDP && !cfg.NewFlows {
 		c, err := ns.connect(cfg.Dial, 0)
@@ -231,6 +233,7 @@ func (p *Prober) runUDP(c *Conn) {
 		}
 		p.expire(p.cfg.Dial.Timeout)
 	})
+	close(p.asked)
 	wait := p.cfg.Dial.Timeout
 	if p.finished() {
 		wait = 0
@@ -268,10 +271,11 @@ func (p *Prober) answered(text string) {
 	p.decide(number, OK, name)
 }
 
-// finished tells whether the Prober was stopped and nothing is under way.
+// finished tells whether the last datagram has been sent and nothing is under way. That the Prober was stopped is not enough: one more
+// may be on its way.
 func (p *Prober) finished() bool {
 	select {
-	case <-p.stop:
+	case <-p.asked:
 	default:
 		return false
 	}
