@@ -212,7 +212,7 @@ func TestFault36LastLocalPodTerminates(t *testing.T) {
 		r.write()
 		r.comes("terminating: the health check says so", began, time.Second, health(http.StatusServiceUnavailable))
 		one.more(50)
-		if err := answers(r.c.Namespace, dial, r.p2); err != nil {
+		if err := lab.Eventually(eventBound, func() error { return answers(r.c.Namespace, dial, r.p2) }); err != nil {
 			r.Errorf("the terminating pod serves, and should have the node port: %v", err)
 		}
 		one.stop()

@@ -38,7 +38,7 @@ func TestFault03Stopped(t *testing.T) {
 		}
 		r.put(moves, lab.Ready(r.p3))
 		r.write()
-		if err := r.serves(20, r.p2); err != nil {
+		if err := r.still(20, r.p2); err != nil {
 			r.Errorf("without the agent, what it left does not work: %v", err)
 		}
 		began = time.Now()
@@ -132,7 +132,7 @@ func TestFault46Shortage(t *testing.T) {
 				r.put(service("moves", 20, 0), lab.Ready(r.p3))
 				r.write()
 				time.Sleep(lasts(time.Minute, 3*time.Second)) // so long it has for doing wrong
-				if err := r.serves(20, r.p2); err != nil {
+				if err := r.still(20, r.p2); err != nil {
 					r.Errorf("what was in the kernel does not work any more: %v", err)
 				}
 				if status, body, err := r.n1.Get("http://127.0.0.1:10256/readyz", time.Second); err == nil && status == http.StatusOK {

@@ -352,7 +352,7 @@ func (r *rig) quiet(n *lab.Node, reason string) error {
 
 // unready is nil when an agent says that it has not programmed anything.
 func (r *rig) unready(n *lab.Node) error {
-	status, body, err := n.Get("http://127.0.0.1:10256/readyz", time.Second)
+	status, body, err := n.Get("http://127.0.0.1:10256/readyz", eventBound)
 	if err == nil && status == 200 {
 		err = errors.New("ready: " + body)
 	}

@@ -152,6 +152,11 @@ func (r *rig) serves(n int, pods ...*lab.Pod) error {
 	return nil
 }
 
+// still is nil when a Service is served as it was before. On a busy machine one look may come to nothing.
+func (r *rig) still(n int, pods ...*lab.Pod) error {
+	return lab.Eventually(eventBound, func() error { return r.serves(n, pods...) })
+}
+
 // comes waits until a condition holds, and reports how long after the time since that was. It is no more precise
 // than some milliseconds. Unlike what measured does, the bound does not tell an event from an audit.
 func (r *rig) comes(what string, since time.Time, target time.Duration, condition func() error) {
@@ -171,7 +176,7 @@ func (r *rig) exactly() {
 
 // readyz is what the agent of a node says of itself.
 func (r *rig) readyz(n *lab.Node) string {
-	_, body, err := n.Get("http://127.0.0.1:10256/readyz", time.Second)
+	_, body, err := n.Get("http://127.0.0.1:10256/readyz", eventBound)
 	if err != nil {
 		return err.Error()
 	}

@@ -178,7 +178,7 @@ func (r *rig) restoreFails(times int, ways map[string]string) {
 		if body := r.readyz(r.n1); !strings.Contains(body, says) {
 			r.Errorf("%s: /readyz says %q, want the reason %q", mode, body, says)
 		}
-		if err := r.serves(20, was); err != nil {
+		if err := r.still(20, was); err != nil {
 			r.Errorf("%s: what was in the kernel does not work any more: %v", mode, err)
 		}
 		// Each failed Sync may look for a culprit, and that is all.
