@@ -31,7 +31,7 @@ var deliberate = []struct {
 		"endpoints at multicast addresses are refused",
 		"no endpoint is there; and whoever may write slices could use nodes as senders",
 		func(d *difference) bool {
-			return slices.ContainsFunc(d.claims, func(c claim) bool {
+			return slices.ContainsFunc(d.met(), func(c claim) bool {
 				return slices.ContainsFunc(d.view.endpoints(c.service), netip.Addr.IsMulticast)
 			})
 		},
@@ -59,6 +59,21 @@ func (d *difference) deliberate() string {
 		}
 	}
 	return ""
+}
+
+// met returns the claims whose rules a packet can meet: those to its destination, and, as the filter table sees what it is translated
+// to, those to an address of an endpoint there.
+func (d *difference) met() []claim {
+	list := slices.Clone(d.claims)
+	for _, c := range d.claims {
+		endpoints := d.view.endpoints(c.service)
+		for at, claims := range d.view.claims {
+			if at.protocol == d.Protocol && slices.Contains(endpoints, at.at.Addr()) {
+				list = append(list, claims...)
+			}
+		}
+	}
+	return list
 }
 
 // ofServices tells whether an address is from the service ranges, or some Service's own.
