@@ -24,7 +24,7 @@ import (
 // killsEnv is how many times the agent is killed for each backend; a few dozen without it.
 const (
 	killsEnv   = "FAIRWAY_KILLS"
-	killsUsual = 50
+	killsUsual = 25
 )
 
 // A kept is what the tables of a family hold of the agent's: the rules of every chain, "filter KUBE-SERVICES", and of every built-in
