@@ -335,6 +335,13 @@ func TestFault30WrongLists(t *testing.T) {
 		}
 		return nil
 	})
+	// Without endpoints they are refused, too: Services and EndpointSlices are lists of their own.
+	a.eventually(lookBound, func() error {
+		if strings.Contains(rules(), "default/many-") {
+			return errors.New("there are rules of Services that are gone")
+		}
+		return nil
+	})
 	flows.stop()
 	a.exactly()
 }
