@@ -82,6 +82,7 @@ func (b *Backend) Read(ctx context.Context, f cluster.Family, known *iptables.Ru
 	if !ok {
 		return nil, fmt.Errorf("read %s rules: iptables-%s does not work for the family: %s", f, b.Name, b.Missing[f])
 	}
+	defer b.writes.reading(f)
 	save := func(runs ...[]string) (*iptables.Ruleset, error) {
 		p := iptables.NewParser(f, known)
 		for _, args := range runs {

@@ -82,7 +82,7 @@ func benchmarkLegacy(b *testing.B, backend *Backend) {
 	for _, name := range iptables.Tables {
 		v.tables = append(v.tables, &xtTable{layout: layouts[v.family], table: name, socket: socket})
 	}
-	measure(b, "hash", func() error { _, err := v.look(backend); return err })
+	measure(b, "hash", func() error { _, err := v.look(backend, false); return err })
 	measure(b, "size", func() error { _, err := v.resized(backend); return err })
 	size := 0
 	for _, info := range v.infos {

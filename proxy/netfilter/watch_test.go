@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
@@ -492,4 +494,44 @@ func TestWatchThatLosesMessages(t *testing.T) {
 	if g.reads == 0 {
 		t.Error("not everything was read")
 	}
+}
+
+// A rule that came, was read, and went again between two looks of the legacy watch leaves equal hashes, and what was read is wrong: a
+// sign of a change says so then, once.
+func TestReadBetweenLooks(t *testing.T) {
+	inNamespace(t)
+	b, err := Detect(context.Background(), Legacy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSync(t, NewRules(b), newWorld(cluster.IPv4, 3).desired())
+	w, err := b.openLegacyWatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	socket, err := openSocket(cluster.IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(socket)
+	v := &legacyView{family: cluster.IPv4}
+	for _, name := range iptables.Tables {
+		v.tables = append(v.tables, &xtTable{layout: layouts[v.family], table: name, socket: socket})
+	}
+	look := func(hinted, want bool) {
+		t.Helper()
+		changed, err := v.look(b, hinted)
+		if err != nil || changed != want {
+			t.Errorf("changed is %t, want %t (%v)", changed, want, err)
+		}
+	}
+	look(false, false)
+	tamper(t, b.Binaries[cluster.IPv4].Command, "-I FORWARD -j REJECT")
+	if _, err := b.Read(context.Background(), cluster.IPv4, nil); err != nil {
+		t.Fatal(err)
+	}
+	tamper(t, b.Binaries[cluster.IPv4].Command, "-D FORWARD -j REJECT")
+	look(true, true)
+	look(true, false)
 }

@@ -48,7 +48,7 @@ func (b *Backend) openLegacyWatch() (*Watch, error) {
 	w.watchLock()
 	b.writes.keep()
 	for _, v := range w.views {
-		if _, err := v.look(b); err != nil {
+		if _, err := v.look(b, false); err != nil {
 			w.close()
 			return nil, err
 		}
@@ -106,14 +106,16 @@ func (w *legacyWatch) run(ctx context.Context, o Observer) error {
 			}
 			hinted = hinted || resized
 		}
-		if due := hinted && !start.Before(hints) || !start.Before(idle); !due {
+		// What was read is hashed soon, so that the next sign of a change can be compared with it.
+		due := (hinted || w.outdated()) && !start.Before(hints) || !start.Before(idle)
+		if !due {
 			if !hinted {
 				w.backend.quiet(o, start)
 			}
 			continue
 		}
 		for _, v := range w.views {
-			changed, err := v.look(w.backend)
+			changed, err := v.look(w.backend, hinted)
 			if err != nil {
 				return err
 			}
@@ -126,6 +128,11 @@ func (w *legacyWatch) run(ctx context.Context, o Observer) error {
 		w.backend.quiet(o, start)
 	}
 	return nil
+}
+
+// outdated tells whether rules were read since they were last looked at.
+func (w *legacyWatch) outdated() bool {
+	return slices.ContainsFunc(w.views, func(v *legacyView) bool { return w.backend.writes.readSince(v.family, v.at) })
 }
 
 // wait waits for a command to end; it returns false when none did until a moment.
@@ -168,15 +175,16 @@ func (v *legacyView) resized(b *Backend) (bool, error) {
 	return changed, nil
 }
 
-// look hashes the rules, and tells whether somebody else changed them since the last look, or may have.
-func (v *legacyView) look(b *Backend) (changed bool, err error) {
+// look hashes the rules, and tells whether somebody else changed them since the last look, or may have. When there was a sign of a
+// change, and the rules were read since the last look, equal hashes do not tell: what was read may have been gone again by now.
+func (v *legacyView) look(b *Backend, hinted bool) (changed bool, err error) {
 	start := time.Now()
 	now, infos, err := v.read()
 	if err != nil {
 		return false, fmt.Errorf("watch %s rules: %w", v.family, err)
 	}
 	written := b.writes.take(v.family, start)
-	changed = v.prints != nil && differs(v.prints, now, written, start)
+	changed = v.prints != nil && (hinted && b.writes.readSince(v.family, v.at) || differs(v.prints, now, written, start))
 	v.infos, v.at, v.prints = infos, start, now
 	return changed, nil
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/fairway-net/fairway/proxy/iptables"
 )
 
-// ownWrites are the chains that were written since they were last found to be as they should, for a watch that only sees that
-// something changed. Its zero value is ready, and remembers nothing until keep.
+// ownWrites are the chains that were written since they were last found to be as they should, and when rules were read, for a watch that
+// only sees that something changed. Its zero value is ready, and remembers nothing until keep.
 type ownWrites struct {
 	mu     sync.Mutex
 	on     bool
@@ -18,6 +18,8 @@ type ownWrites struct {
 	// running counts the writes that have not ended, of all families; ended is when the last one did, by family.
 	running int
 	ended   map[cluster.Family]time.Time
+	// read is when the rules of a family were last read, successfully or not.
+	read map[cluster.Family]time.Time
 }
 
 // An ownWrite is what becomes of a chain.
@@ -33,7 +35,24 @@ type ownWrite struct {
 func (w *ownWrites) keep() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.on, w.chains, w.ended = true, map[cluster.Family]map[iptables.ChainName]*ownWrite{}, map[cluster.Family]time.Time{}
+	w.on, w.chains = true, map[cluster.Family]map[iptables.ChainName]*ownWrite{}
+	w.ended, w.read = map[cluster.Family]time.Time{}, map[cluster.Family]time.Time{}
+}
+
+// reading records that the rules of a family have been read.
+func (w *ownWrites) reading(f cluster.Family) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.on {
+		w.read[f] = time.Now()
+	}
+}
+
+// readSince tells whether the rules of a family were read after a moment.
+func (w *ownWrites) readSince(f cluster.Family, at time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.read[f].After(at)
 }
 
 // echo is for how long after a write of ours its traces may still come.
