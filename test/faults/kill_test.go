@@ -24,7 +24,7 @@ import (
 // killsEnv is how many times the agent is killed for each backend; a few dozen without it.
 const (
 	killsEnv   = "FAIRWAY_KILLS"
-	killsUsual = 25
+	killsUsual = 50
 )
 
 // A kept is what the tables of a family hold of the agent's: the rules of every chain, "filter KUBE-SERVICES", and of every built-in
@@ -115,7 +115,7 @@ type killed struct {
 }
 
 const (
-	bulkServices = 150
+	bulkServices = 80
 	bulkStates   = 3
 )
 
