@@ -242,7 +242,7 @@ func TestFault04KilledAtAnyMoment(t *testing.T) {
 				state = (state + 1 + k.rng.IntN(bulkStates-1)) % bulkStates
 				k.set(state)
 				k.start(k.n1, options)
-				time.Sleep(time.Duration(k.rng.Int64N(int64(usual + usual/4))))
+				time.Sleep(time.Duration(k.rng.Int64N(int64(2*usual))))
 				k.kill()
 				for _, f := range cluster.Families {
 					found[k.arrived(round, f, before[f], k.states[state][f])]++
@@ -251,7 +251,7 @@ func TestFault04KilledAtAnyMoment(t *testing.T) {
 					k.starts(options, state)
 				}
 			}
-			t.Logf("%d kills within %d ms after the start; found: %v", kills, (usual + usual/4).Milliseconds(), found)
+			t.Logf("%d kills within %d ms after the start; found: %v", kills, (2 * usual).Milliseconds(), found)
 			if found["old"] == 0 || found["new"] == 0 {
 				t.Errorf("the kills did not come before and after the writing: %v", found)
 			}
