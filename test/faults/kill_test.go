@@ -242,7 +242,7 @@ func TestFault04KilledAtAnyMoment(t *testing.T) {
 				state = (state + 1 + k.rng.IntN(bulkStates-1)) % bulkStates
 				k.set(state)
 				k.start(k.n1, options)
-				time.Sleep(time.Duration(k.rng.Int64N(int64(2*usual))))
+				time.Sleep(time.Duration(k.rng.Int64N(int64(2 * usual))))
 				k.kill()
 				for _, f := range cluster.Families {
 					found[k.arrived(round, f, before[f], k.states[state][f])]++
