@@ -70,14 +70,18 @@ func (k kept) of(table string) kept {
 
 func (k kept) equal(o kept) bool { return maps.EqualFunc(k, o, slices.Equal[[]string]) }
 
-// gained is the filter table on the way to another: with the rules of both, those that come before those that go.
+// gained is the filter table on the way to another: with the rules of both, those that come before those that go. A chain that only
+// loses rules is not touched yet.
 func (k kept) gained(next kept) kept {
 	both := maps.Clone(next)
 	for chain, rules := range k {
-		for _, r := range rules {
-			if !slices.Contains(next[chain], r) {
-				both[chain] = append(slices.Clone(both[chain]), r)
-			}
+		goes := slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return slices.Contains(next[chain], r) })
+		comes := slices.ContainsFunc(next[chain], func(r string) bool { return !slices.Contains(rules, r) })
+		switch {
+		case len(goes) > 0 && !comes:
+			both[chain] = rules
+		case len(goes) > 0:
+			both[chain] = slices.Concat(next[chain], goes)
 		}
 		if _, stays := both[chain]; !stays {
 			both[chain] = nil // it is empty, and goes in the last step
@@ -115,7 +119,7 @@ type killed struct {
 }
 
 const (
-	bulkServices = 80
+	bulkServices = 150
 	bulkStates   = 3
 )
 
@@ -279,12 +283,11 @@ func (k *killed) arrived(round int, f cluster.Family, from, to kept) string {
 			return steps[i]
 		}
 	}
-	tell := k.Errorf
-	if k.backend == lab.NFT {
-		// There a change of nat may take several commits (iptables.DiffInStages), and the states between them are not known here.
-		tell = k.Logf
+	text := fmt.Sprintf("round %d, %s: the kernel holds none of the steps", round, f)
+	for i, s := range states {
+		text += fmt.Sprintf("\nto %q: %s", steps[i], difference(held, s))
 	}
-	tell("round %d, %s: the kernel holds none of the steps %q; to what was found before: %s\nto the new state: %s", round, f, steps, difference(held, from), difference(held, to))
+	k.Error(text)
 	return "mixed"
 }
 
