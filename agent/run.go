@@ -67,33 +67,13 @@ func run(ctx context.Context, o Options) error {
 	}
 	defer conn.Close()
 	var s *status
-	healthy := func() bool { return s.view().healthy(time.Now()) }
-	parts := []Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}
 	facts, err := learn(backend, o.Config)
 	if err != nil {
 		return err
 	}
-	watched := map[cluster.Family]*rulesPart{}
-	for i, f := range cluster.Families {
-		if backend.Missing[f] != "" {
-			facts.Absent[i] = true
-			continue
-		}
-		servers := healthd.New(f, healthy)
-		defer servers.Close()
-		rules := &rulesPart{index: i, nodeName: o.Config.NodeName, rules: netfilter.NewRules(backend),
-			clients: clientWatch{lists: netfilter.OpenClientLists(), every: o.Config.SyncPeriod},
-			ports:   portWatch{ports: netfilter.OpenLocalPorts(), every: o.Config.SyncPeriod},
-			flows:   flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
-		rules.rules.KeepFirst = o.Config.KeepJumpsFirst
-		watched[f] = rules
-		parts = append(parts, rules, &healthChecksPart{i, servers})
-		// What can't be read now, the Part will say, and try again.
-		if have, err := backend.Read(ctx, f, nil); err == nil {
-			facts.Large[i] = have.Large
-			rules.flows.found = have.Served(cluster.UDP)
-		}
-	}
+	services := newServiceParts(ctx, o.Config, backend, &facts, func() bool { return s.view().healthy(time.Now()) })
+	defer services.close()
+	parts := append([]Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}, services.parts...)
 	w, err := o.open()
 	if err != nil {
 		return err
@@ -148,8 +128,46 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
-		func(ctx context.Context) error { return watchRules(ctx, backend, l, watched) },
+		func(ctx context.Context) error { return watchRules(ctx, backend, l, services.rules) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
+}
+
+// serviceParts are the Parts for Services, of the families that have iptables here.
+type serviceParts struct {
+	parts   []Part
+	rules   map[cluster.Family]*rulesPart
+	servers []*healthd.Servers
+}
+
+// newServiceParts makes them, and adds to the Facts which families are absent and what the rules that are there tell.
+func newServiceParts(ctx context.Context, c Config, backend *netfilter.Backend, facts *Facts, healthy func() bool) *serviceParts {
+	s := &serviceParts{rules: map[cluster.Family]*rulesPart{}}
+	for i, f := range cluster.Families {
+		if backend.Missing[f] != "" {
+			facts.Absent[i] = true
+			continue
+		}
+		servers := healthd.New(f, healthy)
+		rules := &rulesPart{index: i, nodeName: c.NodeName, rules: netfilter.NewRules(backend),
+			clients: clientWatch{lists: netfilter.OpenClientLists(), every: c.SyncPeriod},
+			ports:   portWatch{ports: netfilter.OpenLocalPorts(), every: c.SyncPeriod},
+			flows:   flowKeeper{clean: netfilter.CleanFlows}, suspects: &suspicions{}}
+		rules.rules.KeepFirst = c.KeepJumpsFirst
+		s.servers, s.rules[f] = append(s.servers, servers), rules
+		s.parts = append(s.parts, rules, &healthChecksPart{i, servers})
+		// What can't be read now, the Part will say, and try again.
+		if have, err := backend.Read(ctx, f, nil); err == nil {
+			facts.Large[i] = have.Large
+			rules.flows.found = have.Served(cluster.UDP)
+		}
+	}
+	return s
+}
+
+func (s *serviceParts) close() {
+	for _, servers := range s.servers {
+		servers.Close()
+	}
 }
 
 // lastWords is how long an agent that has to end waits for the Event that says why.

@@ -78,10 +78,7 @@ func benchmarkLegacy(b *testing.B, backend *Backend) {
 		b.Fatal(err)
 	}
 	defer syscall.Close(socket)
-	v := &legacyView{family: cluster.IPv4}
-	for _, name := range iptables.Tables {
-		v.tables = append(v.tables, &xtTable{layout: layouts[v.family], table: name, socket: socket})
-	}
+	v := newLegacyView(cluster.IPv4, socket)
 	measure(b, "hash", func() error { _, err := v.look(backend, false); return err })
 	measure(b, "size", func() error { _, err := v.resized(backend); return err })
 	size := 0

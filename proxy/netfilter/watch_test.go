@@ -515,10 +515,7 @@ func TestReadBetweenLooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(socket)
-	v := &legacyView{family: cluster.IPv4}
-	for _, name := range iptables.Tables {
-		v.tables = append(v.tables, &xtTable{layout: layouts[v.family], table: name, socket: socket})
-	}
+	v := newLegacyView(cluster.IPv4, socket)
 	look := func(hinted, want bool) {
 		t.Helper()
 		changed, err := v.look(b, hinted)

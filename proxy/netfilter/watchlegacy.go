@@ -33,11 +33,7 @@ func (b *Backend) openLegacyWatch() (*Watch, error) {
 			return nil, err
 		}
 		w.sockets = append(w.sockets, socket)
-		v := &legacyView{family: f}
-		for _, name := range iptables.Tables {
-			v.tables = append(v.tables, &xtTable{layout: layouts[f], table: name, socket: socket})
-		}
-		w.views = append(w.views, v)
+		w.views = append(w.views, newLegacyView(f, socket))
 	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -154,6 +150,15 @@ type legacyView struct {
 	infos  []tableInfo
 	at     time.Time
 	prints map[uint64]print
+}
+
+// newLegacyView returns a view that has not been looked at yet, through a socket of the family.
+func newLegacyView(f cluster.Family, socket int) *legacyView {
+	v := &legacyView{family: f}
+	for _, name := range iptables.Tables {
+		v.tables = append(v.tables, &xtTable{layout: layouts[f], table: name, socket: socket})
+	}
+	return v
 }
 
 // resized tells whether a table has another size than when it was last looked at, and not by a write of ours.

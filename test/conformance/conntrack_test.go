@@ -506,6 +506,7 @@ func TestFlushedRulesLeaveNoFlowBehind(t *testing.T) {
 		serve(t, s.n1.Namespace, "process", lab.UDP, port)
 		s.put(reachable(10), lab.Ready(s.p1))
 		s.startOutside(t, "--iptables-sync-period=1s")
+		ok(t, s.agent.Signal(unix.SIGSTOP)) // or it may be faster than the flows
 		for _, f := range cluster.Families {
 			_, err := s.n1.Run(lab.Tool(s.backend, f, ""), "-w", "5", "-t", "nat", "-F")
 			ok(t, err)
@@ -514,6 +515,7 @@ func TestFlushedRulesLeaveNoFlowBehind(t *testing.T) {
 		for _, f := range cluster.Families {
 			conns[f] = opens(t, s.ways(f, 10)[2], "process")
 		}
+		ok(t, s.agent.Signal(unix.SIGCONT))
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
 			start := time.Now()
 			ok(t, lab.Eventually(soon, func() error {

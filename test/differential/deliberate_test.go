@@ -61,17 +61,12 @@ func (d *difference) deliberate() string {
 	return ""
 }
 
-// met returns the claims whose rules a packet can meet: those to its destination, and, as the filter table sees what it is translated
-// to, those to an address of an endpoint there.
+// met returns the claims whose rules the packet meets: those to its destination, and, as the filter table sees what it is translated
+// to, those to what it came to.
 func (d *difference) met() []claim {
 	list := slices.Clone(d.claims)
-	for _, c := range d.claims {
-		endpoints := d.view.endpoints(c.service)
-		for at, claims := range d.view.claims {
-			if at.protocol == d.Protocol && slices.Contains(endpoints, at.at.Addr()) {
-				list = append(list, claims...)
-			}
-		}
+	for _, o := range slices.Concat(d.byProxy, d.byAgent) {
+		list = append(list, d.view.claims[place{o.Dst, d.Protocol}]...)
 	}
 	return list
 }
