@@ -29,6 +29,20 @@ type BGPConfiguration struct {
 	// AnnounceFromExcludedNodes announces addresses of Services from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers, too.
 	AnnounceFromExcludedNodes bool `json:"announceFromExcludedNodes,omitempty"`
+	// DrainOnTaints are taints, as key, key=value, key:effect or key=value:effect, of nodes that announce no addresses of
+	// Services.
+	DrainOnTaints []string `json:"drainOnTaints,omitempty"`
+	// Leave says how a node takes leave of its peers.
+	Leave BGPLeave `json:"leave,omitzero"`
+}
+
+// BGPLeave is the leave section of the bgp section.
+type BGPLeave struct {
+	// NoticeTime is how long paths are announced with GRACEFUL_SHUTDOWN before they are withdrawn, when the node leaves or
+	// drains; 5s when empty.
+	NoticeTime Duration `json:"noticeTime,omitempty"`
+	// QuietTime is how long the sessions of a node that leaves stay after that; 2s when empty.
+	QuietTime Duration `json:"quietTime,omitempty"`
 }
 
 // A BGPPeer is one router in the bgp section.
@@ -89,11 +103,14 @@ const (
 	defaultRestartTime      = 2 * time.Minute
 	mostRestartTime         = 4095 * time.Second // 12 bits, RFC 4724
 	mostPrepend             = 10
+	defaultNoticeTime       = 5 * time.Second
+	defaultQuietTime        = 2 * time.Second
+	mostLeaveTime           = 10 * time.Minute
 )
 
 // given tells whether the section says anything.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce) > 0 || b.AnnounceFromExcludedNodes
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes || b.Leave != BGPLeave{}
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.
@@ -107,12 +124,21 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 		ListenPort:   uint16(number("bgp.listenPort", &b.ListenPort, 0, 0, math.MaxUint16, refuse)),
 		FromExcluded: b.AnnounceFromExcludedNodes,
 		ServiceCIDRs: c.ServiceCIDRs,
+		NoticeTime:   upTo("bgp.leave.noticeTime", b.Leave.NoticeTime, defaultNoticeTime, mostLeaveTime, refuse),
+		QuietTime:    upTo("bgp.leave.quietTime", b.Leave.QuietTime, defaultQuietTime, mostLeaveTime, refuse),
 	}
 	if b.RouterID != "" {
 		out.RouterID = address("bgp.routerID", b.RouterID, refuse)
 		if out.RouterID.IsValid() && (!out.RouterID.Is4() || out.RouterID.IsUnspecified()) {
 			refuse("bgp.routerID", "%q is no BGP identifier, expected an IPv4 address other than 0.0.0.0, also where there is only IPv6", b.RouterID)
 		}
+	}
+	for i, text := range b.DrainOnTaints {
+		match, err := bgp.ParseTaint(text)
+		if err != nil {
+			refuse(fmt.Sprintf("bgp.drainOnTaints[%d]", i), "%v", err)
+		}
+		out.DrainTaints = append(out.DrainTaints, match)
 	}
 	for i, p := range b.Peers {
 		out.Peers = append(out.Peers, p.check(fmt.Sprintf("bgp.peers[%d]", i), b.ASN, refuse))
@@ -267,6 +293,16 @@ func seconds(path string, given Duration, otherwise, least, most time.Duration, 
 	d := duration(path, given, otherwise, refuse)
 	if d < least || d > most || d%time.Second != 0 {
 		refuse(path, "%s is out of range, expected whole seconds from %s to %s", d, least, most)
+		return otherwise
+	}
+	return d
+}
+
+// upTo reads a time from nothing to the most.
+func upTo(path string, given Duration, otherwise, most time.Duration, refuse refuse) time.Duration {
+	d := duration(path, given, otherwise, refuse)
+	if d > most {
+		refuse(path, "%s is out of range, expected at most %s", d, most)
 		return otherwise
 	}
 	return d

@@ -114,8 +114,28 @@ type Node struct {
 	// Excluded is true when the Node has the label node.kubernetes.io/exclude-from-external-load-balancers, whatever its value:
 	// no traffic from outside of the cluster should be drawn to it.
 	Excluded bool
+	// Taints are spec.taints, in their order.
+	Taints []Taint
+	// Drain is what the annotation fairway.dev/drain says: no traffic to Services should be drawn to the Node.
+	Drain bool
+	// ShuttingDown is true when the Node's kubelet says that the machine is about to shut down.
+	ShuttingDown bool
 	// Labels are the Node's labels as "key=value", in order.
 	Labels []string
+}
+
+// A Taint is a taint of a Node. Its Value may be empty.
+type Taint struct {
+	Key, Value, Effect string
+}
+
+// String returns the taint as kubectl writes it: "key=value:NoSchedule", or "key:NoSchedule" for one without a value.
+func (t Taint) String() string {
+	text := t.Key
+	if t.Value != "" {
+		text += "=" + t.Value
+	}
+	return text + ":" + t.Effect
 }
 
 // HasLabel tells whether the Node has a label, which is written as Labels are.

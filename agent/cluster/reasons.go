@@ -55,6 +55,10 @@ const (
 	ReasonBGPSessionDown = "BGPSessionDown"
 	// ReasonBGPRouterIDChanged: the node's BGP identifier is one that its InternalIP is not any more.
 	ReasonBGPRouterIDChanged = "BGPRouterIDChanged"
+	// ReasonBGPDraining: the node announces no addresses of Services, because it is to have no traffic to them.
+	ReasonBGPDraining = "BGPDraining"
+	// ReasonBGPLeft: the node has left its BGP peers, as somebody had asked for (fairway leave).
+	ReasonBGPLeft = "BGPLeft"
 	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
 	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
 )

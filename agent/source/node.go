@@ -3,6 +3,7 @@ package source
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -11,6 +12,14 @@ import (
 
 // taintToBeDeleted is put on a node by the cluster autoscaler before it drains the node (KEP-3836).
 const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
+// AnnotationDrain on a Node asks with "true" that it draw no traffic to Services.
+const AnnotationDrain = "fairway.dev/drain"
+
+// shuttingDown is what a kubelet says in the message of the Node's condition Ready, perhaps among other things, from when its
+// shutdown manager has learned of the shutdown (ShutdownStatus in Kubernetes' pkg/kubelet/nodeshutdown). The reason is the
+// same for all that makes a Node not ready.
+const shuttingDown = "node is shutting down"
 
 // labelsOf returns an object's labels as "key=value", in order. Nodes have most of them in common, so they are interned.
 func labelsOf(labels map[string]string) []string {
@@ -34,6 +43,13 @@ func convertNode(n *corev1.Node) *Object {
 		return o
 	}
 	node := &cluster.Node{Name: n.Name, UID: uid, Created: n.CreationTimestamp.UTC(), ToBeDeleted: toBeDeleted(n), Labels: labelsOf(n.Labels)}
+	for _, t := range n.Spec.Taints {
+		node.Taints = append(node.Taints, cluster.Taint{Key: intern(t.Key), Value: intern(t.Value), Effect: intern(string(t.Effect))})
+	}
+	node.Drain = r.drain(n.Annotations)
+	node.ShuttingDown = slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse && strings.Contains(c.Message, shuttingDown)
+	})
 	_, node.Excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	podCIDRs, field := n.Spec.PodCIDRs, "spec.podCIDRs"
 	if len(podCIDRs) == 0 && n.Spec.PodCIDR != "" {
@@ -68,6 +84,15 @@ func (r *remarks) nodeAddresses(node *cluster.Node, addresses []corev1.NodeAddre
 			*list = append(*list, a)
 		}
 	}
+}
+
+// drain reads the annotation that drains a Node. What is neither true nor false does not.
+func (r *remarks) drain(annotations map[string]string) bool {
+	text, given := annotations[AnnotationDrain]
+	if given && text != "true" && text != "false" {
+		r.invalid("annotation %s is %s, which does not drain the Node; it can be true or false", AnnotationDrain, quoted(text))
+	}
+	return text == "true"
 }
 
 func toBeDeleted(n *corev1.Node) bool {

@@ -24,6 +24,11 @@ type Config struct {
 	// FromExcluded announces addresses of Services also from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers.
 	FromExcluded bool
+	// DrainTaints are the taints of a node that draws no traffic to Services, besides one that asks for that itself.
+	DrainTaints []TaintMatch
+	// NoticeTime is how long paths are announced with GRACEFUL_SHUTDOWN (RFC 8326) before they are withdrawn on purpose, QuietTime
+	// how long the sessions stay after that when the node leaves.
+	NoticeTime, QuietTime time.Duration
 	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
 	ServiceCIDRs []netip.Prefix
 }

@@ -41,6 +41,12 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 		p.announceVIPs(vips)
 	}
 	t.Paths = p.sorted()
+	if why := p.draining(!s.Saved.IsZero()); why != "" {
+		isPod := func(path Path) bool { return path.Kind == PodCIDRs }
+		t.Draining = Leaving(slices.DeleteFunc(slices.Clone(t.Paths), isPod))
+		t.Paths = slices.DeleteFunc(t.Paths, func(path Path) bool { return !isPod(path) })
+		p.note(cluster.ReasonBGPDraining, "The node draws no traffic to Services, as %s; its pods stay announced, and its sessions stay up.", why)
+	}
 	return t, p.notes
 }
 

@@ -18,6 +18,9 @@ type Table struct {
 	Peers []Peer
 	// Paths are ordered by prefix, with no two of the same.
 	Paths []Path
+	// Draining are the paths that a draining node would have besides, ordered like Paths, as they may be announced for a while
+	// before they are withdrawn.
+	Draining []Path
 }
 
 // A Path is a prefix that is announced to all peers that have its family.

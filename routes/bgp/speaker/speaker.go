@@ -305,3 +305,32 @@ func (s *Speaker) Close(patience time.Duration) error {
 	}
 	return errors.Join(errs...)
 }
+
+// farewell is what peers are told at the end of a session that ends on purpose (RFC 9003).
+const farewell = "the node leaves"
+
+// Leave ends all sessions by a Cease (Administrative Shutdown), upon which peers drop what they still have of the node, and
+// forgets the peers: the next Sync begins anew with them. Goodbyes have the patience to be sent. It returns the number of
+// sessions that were up.
+func (s *Speaker) Leave(patience time.Duration) (ended int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for a, r := range s.records {
+		if !r.up {
+			continue
+		}
+		ended++
+		if err := s.server.DisablePeer(context.Background(), &api.DisablePeerRequest{Address: a.String(), Communication: farewell}); err != nil {
+			errs = append(errs, fmt.Errorf("end the session with BGP peer %s: %w", a, err))
+		}
+	}
+	if ended > 0 {
+		time.Sleep(patience)
+	}
+	for a := range s.records {
+		errs = append(errs, s.remove(a))
+	}
+	s.have.Peers = slices.DeleteFunc(s.have.Peers, func(p bgp.Peer) bool { return s.records[p.Address] == nil })
+	return ended, errors.Join(errs...)
+}
