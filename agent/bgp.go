@@ -66,8 +66,18 @@ func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
 type bgpPart struct {
 	speaker  *speaker.Speaker
 	nodeName string
-	// began is when the first Sync was; the zero Time before.
+	// departing is held by who has the node leave its peers, or come back to them.
+	departing sync.Mutex
+
+	syncing sync.Mutex // guards what follows
+	// plan is the Plan of the latest Sync; nil before the first, which was when it began.
+	plan  *Plan
 	began time.Time
+	stage stage
+	// announced is what the peers were told last.
+	announced []bgp.Path
+	// draining is since when they know that the node is to have no traffic to Services; the zero Time while it is not so.
+	draining time.Time
 
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
@@ -149,8 +159,7 @@ func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
 	for _, k := range p.kernel {
 		complete = complete && k != nil
 	}
-	able := *want
-	able.Paths = slices.DeleteFunc(slices.Clone(want.Paths), func(path bgp.Path) bool {
+	unserved := func(path bgp.Path) bool {
 		k := p.kernel[path.Family()]
 		switch {
 		case path.Kind == bgp.PodCIDRs:
@@ -159,27 +168,46 @@ func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
 			return true
 		}
 		return path.Kind != bgp.ServiceCIDRs && !k.served[path.Prefix.Addr()]
-	})
+	}
+	able := *want
+	able.Paths = slices.DeleteFunc(slices.Clone(want.Paths), unserved)
+	able.Draining = slices.DeleteFunc(slices.Clone(want.Draining), unserved)
 	return &able, complete
 }
 
 func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	p.syncing.Lock()
+	defer p.syncing.Unlock()
 	if p.began.IsZero() {
 		p.began = time.Now()
 	}
-	want, complete := p.ready(plan.BGP)
+	p.plan = plan
+	return p.sync()
+}
+
+// sync has the peers told what the latest Plan and the stage say. It is called with syncing held.
+func (p *bgpPart) sync() (Report, error) {
+	node := nodeRef(p.plan.Snapshot, p.nodeName)
+	if p.stage == stageGone {
+		return Report{Notes: []cluster.Note{leftNote(node)}}, nil
+	}
+	want, complete := p.ready(p.plan.BGP)
 	if wait := firstRules - time.Since(p.began); !complete && wait > 0 {
 		return Report{Retry: wait}, nil // or when the rules are there
 	}
+	until := p.drain(want, p.plan.config.BGP.NoticeTime, time.Now())
+	want.Paths = p.stage.paths(want.Paths)
 	result, err := p.speaker.Sync(want)
 	logAnnouncements(result.Changes)
-	node := nodeRef(plan.Snapshot, p.nodeName)
+	if err == nil {
+		p.announced = want.Paths
+	}
 	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
 	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
 		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
 			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when the agent started; it becomes %s when the agent is restarted.", is, want.RouterID)})
 	}
-	return Report{Notes: notes, Retry: defaultTo(result.Again, retry)}, err
+	return Report{Notes: notes, Retry: soonest(result.Again, until, retry)}, err
 }
 
 // logAnnouncements writes a line for each change of what is announced.
@@ -201,11 +229,7 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 	note := func(reason, format string, args ...any) {
 		notes = append(notes, cluster.Note{Object: node, Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
-	again := func(in time.Duration) {
-		if retry == 0 || in < retry {
-			retry = in
-		}
-	}
+	again := func(in time.Duration) { retry = soonest(retry, in) }
 	for _, s := range sessions {
 		wait := sessionPatience - now.Sub(s.Since)
 		switch {
@@ -221,4 +245,14 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 		}
 	}
 	return notes, retry
+}
+
+// soonest is the shortest of the times that are not 0; 0 when all are.
+func soonest(times ...time.Duration) (least time.Duration) {
+	for _, d := range times {
+		if least == 0 || d > 0 && d < least {
+			least = d
+		}
+	}
+	return least
 }

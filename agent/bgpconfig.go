@@ -108,9 +108,9 @@ const (
 	mostLeaveTime           = 10 * time.Minute
 )
 
-// given tells whether the section says anything.
+// given tells whether the section asks for BGP. How to leave says nothing by itself: the manifests have its defaults.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes || b.Leave != BGPLeave{}
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.

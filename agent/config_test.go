@@ -206,6 +206,8 @@ bgp:
   routerID: 192.0.2.99
   listenPort: 1790
   announceFromExcludedNodes: true
+  drainOnTaints: ["maintenance=disk:NoExecute", other]
+  leave: {noticeTime: 30s}
   peers:
   - address: 192.0.2.1
     asn: 4200000000
@@ -234,6 +236,7 @@ bgp:
 	}
 	want := &bgp.Config{
 		NodeName: "n1", ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.99"), ListenPort: 1790, FromExcluded: true, ServiceCIDRs: c.ServiceCIDRs,
+		DrainTaints: []bgp.TaintMatch{{Key: "maintenance", Value: "disk", Effect: "NoExecute"}, {Key: "other"}}, NoticeTime: 30 * time.Second, QuietTime: 2 * time.Second,
 		Peers: []bgp.PeerConfig{{Peer: bgp.Peer{Address: netip.MustParseAddr("192.0.2.1"), Port: 179, ASN: 4200000000, Families: [2]bool{true, false},
 			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute},
 		}, {Peer: bgp.Peer{Address: netip.MustParseAddr("2001:db8::1"), Port: 1179, ASN: 64501, Families: [2]bool{true, true}, TTLSecurity: 1,
@@ -284,6 +287,8 @@ func TestBGPRefused(t *testing.T) {
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, nodeSelector: {\"a=b\": c}}]":                                          "bgp.peers[0].nodeSelector: \"a=b\" is no key",
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, holdtime: 3s}]":                                                        "line 3: unknown field \"bgp.peers[0].holdtime\"",
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: x}]":                                                                          "is of type string; expected a whole number",
+		"asn: 64512, " + peer + ", drainOnTaints: [a, \"node.kubernetes.io/unschedulable:NoSchedule\"]":                              "bgp.drainOnTaints[1]: node.kubernetes.io/unschedulable is what a cordon sets",
+		"asn: 64512, " + peer + ", leave: {noticeTime: 1h}":                                                                          "bgp.leave.noticeTime: 1h0m0s is out of range, expected at most 10m0s",
 		"asn: 64512, " + peer + ", announce: [{}]":                                                                                   "bgp.announce[0].addresses: are none, expected some of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [pods]}]":                                                                  "bgp.announce[0].addresses[0]: \"pods\" is unknown, expected one of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs]}, {addresses: [ClusterIPs, PodCIDRs]}]":                         "bgp.announce[1].addresses[1]: PodCIDRs is there twice",

@@ -47,8 +47,6 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func run(ctx context.Context, o Options) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	frugal()
 	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
 	for _, r := range o.Remarks {
@@ -124,7 +122,20 @@ func run(ctx context.Context, o Options) error {
 			return nil
 		})
 	}
-	return together(ctx, cancel, append(serving,
+	// Until the peers are told, everything goes on.
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	serving = append(serving, func(last context.Context) error {
+		select {
+		case <-last.Done():
+		case <-ctx.Done():
+			if announcer != nil {
+				announcer.depart()
+			}
+		}
+		return nil
+	})
+	return together(last, end, append(serving,
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },

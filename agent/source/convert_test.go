@@ -63,16 +63,18 @@ func TestConvertNode(t *testing.T) {
 	}{{
 		name: "everything",
 		in: `
-metadata: {name: n1.example, uid: 1f0c, creationTimestamp: "2026-01-02T04:04:05+01:00", labels: {topology.kubernetes.io/zone: eu-1a, rack: r7, node.kubernetes.io/exclude-from-external-load-balancers: ""}}
-spec: {podCIDR: 10.9.0.0/24, podCIDRs: [10.200.1.0/24, "fd00:1::/64"], taints: [{key: other, effect: NoSchedule}]}
+metadata: {name: n1.example, uid: 1f0c, creationTimestamp: "2026-01-02T04:04:05+01:00", labels: {topology.kubernetes.io/zone: eu-1a, rack: r7, node.kubernetes.io/exclude-from-external-load-balancers: ""}, annotations: {fairway.dev/drain: "true"}}
+spec: {podCIDR: 10.9.0.0/24, podCIDRs: [10.200.1.0/24, "fd00:1::/64"], taints: [{key: other, value: "1", effect: NoSchedule}]}
 status:
+  conditions: [{type: Ready, status: "False", reason: KubeletNotReady, message: "[container runtime is down, node is shutting down]"}]
   addresses:
   - {type: Hostname, address: n1}
   - {type: InternalIP, address: 10.240.0.011}
   - {type: ExternalIP, address: 192.0.2.1}
   - {type: InternalIP, address: "fd00::11"}
 `,
-		want: &cluster.Node{Name: "n1.example", UID: "1f0c", Created: created, Zone: "eu-1a", Excluded: true,
+		want: &cluster.Node{Name: "n1.example", UID: "1f0c", Created: created, Zone: "eu-1a", Excluded: true, Drain: true, ShuttingDown: true,
+			Taints:      []cluster.Taint{{Key: "other", Value: "1", Effect: "NoSchedule"}},
 			Labels:      []string{"node.kubernetes.io/exclude-from-external-load-balancers=", "rack=r7", "topology.kubernetes.io/zone=eu-1a"},
 			PodCIDRs:    []netip.Prefix{cidr("10.200.1.0/24"), cidr("fd00:1::/64")},
 			InternalIPs: []netip.Addr{ip("10.240.0.11"), ip("fd00::11")}, ExternalIPs: []netip.Addr{ip("192.0.2.1")}},
@@ -83,7 +85,17 @@ status:
 	}, {
 		name: "to be deleted, by taint",
 		in:   `{metadata: {name: n1}, spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}}`,
-		want: &cluster.Node{Name: "n1", ToBeDeleted: true},
+		want: &cluster.Node{Name: "n1", ToBeDeleted: true, Taints: []cluster.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: "NoSchedule"}}},
+	}, {
+		name: "not ready for another reason, and not drained",
+		in: `{metadata: {name: n1, annotations: {fairway.dev/drain: "false"}}, status: {conditions: [{type: Ready, status: "False", message: "container runtime is down"},
+			{type: Other, status: "False", message: "node is shutting down"}]}}`,
+		want: &cluster.Node{Name: "n1"},
+	}, {
+		name:  "a drain that is none",
+		in:    `{metadata: {name: n1, annotations: {fairway.dev/drain: "yes"}}}`,
+		want:  &cluster.Node{Name: "n1"},
+		notes: "\nNode n1: InvalidField: annotation fairway.dev/drain is \"yes\", which does not drain the Node; it can be true or false\n",
 	}, {
 		name: "to be deleted, by time",
 		in:   `{metadata: {name: n1, deletionTimestamp: "2026-01-02T04:04:05Z"}}`,

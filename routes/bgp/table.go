@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -106,4 +107,9 @@ func (t *Table) Lines() string {
 // comparePrefixes orders prefixes by family, address and length.
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// SortPaths puts paths into the order that a Table has.
+func SortPaths(paths []Path) {
+	slices.SortFunc(paths, func(a, b Path) int { return comparePrefixes(a.Prefix, b.Prefix) })
 }
