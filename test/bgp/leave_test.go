@@ -1,0 +1,203 @@
+package bgp
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/test/lab"
+)
+
+// A loss is what somebody outside lost: new connections, of which no packet may have to be sent again.
+type loss struct {
+	sent, lost int
+	// gap is the longest time without an answer.
+	gap time.Duration
+}
+
+// String is a row of docs/bgp.md's table.
+func (l loss) String() string {
+	return fmt.Sprintf("%d of %d lost, longest gap %d ms", l.lost, l.sent, l.gap.Milliseconds())
+}
+
+// lossOf adds up what probers saw, and ends them.
+func lossOf(probers ...*lab.Prober) (l loss) {
+	for _, p := range probers {
+		r := p.Stop()
+		l.sent, l.lost, l.gap = l.sent+r.Attempts, l.lost+r.Failed(), max(l.gap, r.LongestOutage)
+	}
+	return l
+}
+
+// probe asks addresses all the time from outside.
+func (r *rig) probe(asks ...lab.Dial) (probers []*lab.Prober) {
+	r.Helper()
+	for _, a := range asks {
+		a.Timeout = 3 * time.Second
+		p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
+		r.ok(err)
+		probers = append(probers, p)
+	}
+	return probers
+}
+
+// during returns what is lost at the addresses while something is done.
+func (r *rig) during(what string, do func(), asks ...lab.Dial) loss {
+	r.Helper()
+	probers := r.probe(asks...)
+	time.Sleep(500 * time.Millisecond)
+	do()
+	time.Sleep(500 * time.Millisecond)
+	l := lossOf(probers...)
+	r.Logf("%s: %s", what, l)
+	return l
+}
+
+// via is nil when the gateway's kernel sends the service ranges to these nodes and no other.
+func (r *rig) via(nodes ...*lab.Node) error {
+	for i, f := range cluster.Families {
+		flag := map[cluster.Family]string{cluster.IPv4: "-4", cluster.IPv6: "-6"}[f]
+		out, err := r.lab.Router().Run("ip", flag, "route", "show", r.lab.Topology.ServiceCIDRs[i].String())
+		if err != nil {
+			return err
+		}
+		if n := strings.Count(out, "via "); n != len(nodes) {
+			return fmt.Errorf("the service range goes to %d nodes, expected %d: %s", n, len(nodes), out)
+		}
+		for _, n := range nodes {
+			if !strings.Contains(out, "via "+n.Addr(f).String()+" ") {
+				return fmt.Errorf("the service range does not go to %s: %s", n.Name, out)
+			}
+		}
+	}
+	return nil
+}
+
+// deaf has a node drop packets to a destination of each family; "" for all, and all that it sends, as if it were off. The
+// function that is returned ends that.
+func (r *rig) deaf(n *lab.Node, to ...string) (end func()) {
+	r.Helper()
+	var undo [][]string
+	for i, bin := range []string{"iptables-nft", "ip6tables-nft"} {
+		chains := map[string][]string{"PREROUTING": {"-j", "DROP"}, "OUTPUT": {"-j", "DROP"}}
+		if len(to) > 0 {
+			chains = map[string][]string{"PREROUTING": {"-d", to[i], "-j", "DROP"}}
+		}
+		for chain, rule := range chains {
+			_, err := n.Run(bin, append([]string{"-w", "-t", "raw", "-I", chain}, rule...)...)
+			r.ok(err)
+			undo = append(undo, append([]string{bin, "-w", "-t", "raw", "-D", chain}, rule...))
+		}
+	}
+	return func() {
+		r.Helper()
+		for _, c := range undo {
+			_, err := n.Run(c[0], c[1:]...)
+			r.ok(err)
+		}
+	}
+}
+
+// changeNode changes a Node object.
+func (r *rig) changeNode(i int, change func(*corev1.Node)) {
+	r.Helper()
+	n := lab.NodeObject(r.lab.Topology.Nodes[i])
+	if change != nil {
+		change(n)
+	}
+	r.cluster.SetNode(n)
+	r.ok(r.cluster.Write())
+}
+
+func annotated(n *corev1.Node) { n.Annotations = map[string]string{"fairway.dev/drain": "true"} }
+
+func shutDown(n *corev1.Node) {
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "node is shutting down"}}
+}
+
+// TestDrainAndLeave: a gateway sends what is for Services to two nodes. A node that drains gets none of it any more, and whoever
+// is outside loses nothing, whatever becomes of the node's rules; its pods are reached all the time. A node that leaves can be switched
+// off. Without either, packets are lost.
+func TestDrainAndLeave(t *testing.T) {
+	for _, gw := range []struct {
+		name  string
+		start func(*testing.T, *lab.Namespace, string) *gateway
+		block string
+		// shutdown and ceased are how the daemon shows the community GRACEFUL_SHUTDOWN, and what it writes when it is told the end.
+		shutdown, ceased string
+	}{
+		{"BIRD", startBIRD, "bird", "(65535,0)", "Received: Administrative shutdown"},
+		{"FRR", startFRR, "frr", "graceful-shutdown", "Cease/Administrative Shutdown"},
+	} {
+		t.Run(gw.name, func(t *testing.T) {
+			r := newRig(t)
+			router := r.lab.Router()
+			// New connections are shared out, not new clients.
+			r.ok(router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"))
+			r.ok(router.Sysctl("net.ipv6.fib_multipath_hash_policy", "1"))
+			g := gw.start(t, router, example(t, gw.block))
+			configuration := strings.Replace(example(t, "yaml"), "bgp:\n", "bgp:\n  leave: {noticeTime: 3s, quietTime: 1s}\n", 1)
+			// Without a leave, that is how long the gateway takes to see that a node is off.
+			configuration = strings.ReplaceAll(configuration, "    asn: 64500\n", "    asn: 64500\n    holdTime: 3s\n    gracefulRestart: {enabled: false}\n")
+			r.start(configuration, r.n1, r.n2)
+			r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
+			vips := []lab.Dial{tcp(webIP, webPort), tcp(webIP6, webPort)}
+			for _, a := range vips {
+				r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "") })
+			}
+			ranges := []string{"10.96.0.0/16", "fd00:10:96::/112"}
+			broken := func() {
+				end := r.deaf(r.n1, ranges...)
+				time.Sleep(time.Second)
+				end()
+			}
+
+			drained := r.during("drain", func() {
+				r.changeNode(0, annotated)
+				r.eventually(sessionBound, func() error { return g.learned(gw.shutdown) })
+				r.eventually(sessionBound, func() error { return r.via(r.n2) })
+				r.eventually(sessionBound, func() error { return g.learned("!" + gw.shutdown) })
+				r.ok(r.noted(r.n1, cluster.ReasonBGPDraining, "fairway.dev/drain"))
+				broken()
+				r.changeNode(0, nil)
+				r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
+			}, append(vips, tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort))...)
+			if drained.lost > 0 {
+				t.Error("a drain lost packets")
+			}
+			if r.during("no drain", broken, vips...).lost == 0 {
+				t.Error("nothing is lost at a node that has rules no more and was not drained: the test sees nothing")
+			}
+
+			r.cluster.SetEndpoints(r.web, lab.Ready(r.p2)) // the pods have been moved
+			r.changeNode(0, nil)
+			off := func() {
+				end := r.deaf(r.n1)
+				time.Sleep(2 * time.Second)
+				end()
+			}
+			left := r.during("leave", func() {
+				r.changeNode(0, shutDown)
+				r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonBGPDraining, "shutting down") })
+				r.ok(r.agents[r.n1].Stop(startBound))
+				off()
+			}, vips...)
+			if left.lost > 0 {
+				t.Error("a leave lost packets")
+			}
+			if out := g.procs[len(g.procs)-1].Output(); !strings.Contains(out, gw.ceased) {
+				t.Errorf("the gateway was not told the end by %q:\n%s", gw.ceased, out)
+			}
+			r.changeNode(0, nil)
+			r.restart(r.n1)
+			r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
+			if r.during("no leave", off, vips...).lost == 0 {
+				t.Error("nothing is lost at a node that is off and has not left: the test sees nothing")
+			}
+		})
+	}
+}
