@@ -76,6 +76,9 @@ type AgentConfiguration struct {
 	// MetricsBindAddress is where /metrics is served, or "none"; 127.0.0.1:10249 when empty, [::1]:10249 if BindAddress is an
 	// IPv6 address.
 	MetricsBindAddress string `json:"metricsBindAddress,omitempty"`
+	// ControlSocket is the path of the unix socket at which fairway's other commands ask the running agent, or "none";
+	// /run/fairway/agent.sock when empty.
+	ControlSocket string `json:"controlSocket,omitempty"`
 	// BindAddressHardFail ends the agent when one of these addresses can't be bound, instead of trying again.
 	BindAddressHardFail bool `json:"bindAddressHardFail,omitempty"`
 	// EnableProfiling serves /debug/pprof/ and /debug/flags/v beside /metrics.
@@ -164,8 +167,10 @@ type Config struct {
 	MinSyncPeriod time.Duration
 	Conntrack     netfilter.ConntrackSettings
 	// HealthzBindAddress and MetricsBindAddress are an address and port each, or empty for a server that there is not to be.
-	HealthzBindAddress  string
-	MetricsBindAddress  string
+	HealthzBindAddress string
+	MetricsBindAddress string
+	// ControlSocket is an absolute path, or empty for no socket.
+	ControlSocket       string
 	BindAddressHardFail bool
 	EnableProfiling     bool
 	OOMScoreAdj         int
@@ -214,10 +219,16 @@ func (a *AgentConfiguration) check(refuse refuse) Config {
 	a.periods(&c, refuse)
 	a.servers(&c, refuse)
 	c.BGP = a.BGP.check(&c, refuse)
-	if c.StateDir != "" && !filepath.IsAbs(c.StateDir) {
-		refuse("stateDir", "%q depends on where the agent is started; expected an absolute path", c.StateDir)
-	}
+	absolute("stateDir", c.StateDir, refuse)
+	absolute("controlSocket", c.ControlSocket, refuse)
 	return c
+}
+
+// absolute refuses a path that depends on where the agent is started; an empty one is none.
+func absolute(field, path string, refuse refuse) {
+	if path != "" && !filepath.IsAbs(path) {
+		refuse(field, "%q depends on where the agent is started; expected an absolute path", path)
+	}
 }
 
 // nodeNames are the names that a Node can have: RFC 1123 subdomains.

@@ -51,6 +51,7 @@ minSyncPeriod: 2s
 conntrack: {maxPerCore: 0, min: 1, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 1m, tcpBeLiberal: true, udpTimeout: 30s, udpStreamTimeout: 2m}
 healthzBindAddress: none
 metricsBindAddress: 192.0.2.10
+controlSocket: none
 bindAddressHardFail: true
 enableProfiling: true
 oomScoreAdj: 0
@@ -98,7 +99,7 @@ func TestDefaults(t *testing.T) {
 		MinSyncPeriod:      100 * time.Millisecond,
 		Conntrack:          netfilter.ConntrackSettings{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
 		HealthzBindAddress: "0.0.0.0:10256",
-		MetricsBindAddress: "127.0.0.1:10249",
+		MetricsBindAddress: "127.0.0.1:10249", ControlSocket: DefaultControlSocket,
 		OOMScoreAdj:        -999,
 		ClientConnection: ClientConnection{QPS: 5, Burst: 10, ContentType: "application/vnd.kubernetes.protobuf",
 			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json"},
@@ -161,6 +162,7 @@ func TestConfigurationRefused(t *testing.T) {
 		{"minimum above the period", head + "syncPeriod: 1s\nminSyncPeriod: 2s\n", `minSyncPeriod: "2s" is longer than the syncPeriod of 1s`},
 		{"negative duration", head + "conntrack: {udpTimeout: -1s}\n", `conntrack.udpTimeout: "-1s" is negative`},
 		{"negative count", head + "conntrack: {maxPerCore: -1}\n", "conntrack.maxPerCore: -1 is negative, expected 0 or more"},
+		{"relative socket", head + "controlSocket: agent.sock\n", `controlSocket: "agent.sock" depends on where the agent is started; expected an absolute path`},
 		{"relative state directory", head + "stateDir: state\n", `stateDir: "state" depends on where the agent is started; expected an absolute path`},
 		{"out of memory score", head + "oomScoreAdj: -1001\n", "oomScoreAdj: -1001 is out of range, expected -1000 to 1000"},
 		{"burst", head + "clientConnection: {burst: -1}\n", "clientConnection.burst: -1 is negative"},

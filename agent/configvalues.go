@@ -31,7 +31,7 @@ const (
 const (
 	// primary stands for the addresses of the Node's status among nodePortAddresses.
 	primary = "primary"
-	// nowhere stands for no address of a server.
+	// nowhere stands for no address of a server, and no socket.
 	nowhere = "none"
 )
 
@@ -208,6 +208,9 @@ func (a *AgentConfiguration) servers(c *Config, refuse refuse) {
 		everywhere, here = netip.IPv6Unspecified(), netip.IPv6Loopback()
 	}
 	c.HealthzBindAddress = serverAddress("healthzBindAddress", a.HealthzBindAddress, netip.AddrPortFrom(everywhere, healthzPort), refuse)
+	if c.ControlSocket = defaultTo(a.ControlSocket, DefaultControlSocket); c.ControlSocket == nowhere {
+		c.ControlSocket = ""
+	}
 	c.MetricsBindAddress = serverAddress("metricsBindAddress", a.MetricsBindAddress, netip.AddrPortFrom(here, metricsPort), refuse)
 }
 

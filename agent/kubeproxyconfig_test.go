@@ -160,6 +160,7 @@ clientConnection: {kubeconfig: k.conf, qps: 50, burst: 100, contentType: applica
 			UDPStreamTimeout: 6 * time.Second},
 		HealthzBindAddress:  "192.0.2.10:10256",
 		MetricsBindAddress:  "[::1]:10249",
+		ControlSocket:       DefaultControlSocket,
 		BindAddressHardFail: true,
 		EnableProfiling:     true,
 		OOMScoreAdj:         -500,

@@ -111,6 +111,12 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if path := o.Config.ControlSocket; path != "" {
+		socket := &controlSocket{path: path, handler: controlHandler(), again: serveAgain, failed: func(err error) {
+			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
+		}}
+		serving = append(serving, socket.run)
+	}
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	if l.saver != nil {
 		serving = append(serving, l.saver.run)

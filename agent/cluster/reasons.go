@@ -47,6 +47,8 @@ const (
 	ReasonSnapshotNotSaved = "SnapshotNotSaved"
 	// ReasonListDoubted: a list would delete more than half of the cluster, and a second look has not confirmed it yet.
 	ReasonListDoubted = "ListDoubted"
+	// ReasonSocketFailed: the control socket can't be served; fairway's other commands can't ask the agent.
+	ReasonSocketFailed = "FailedToStartControlSocket"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.
 	ReasonNotSupported = "NotSupported"
 	// ReasonBGPPasswordMissing: the password of a BGP peer can't be read; there is no session with it.

@@ -132,7 +132,7 @@ func TestFlags(t *testing.T) {
 		--iptables-localhost-nodeports=false --keep-jumps-first=false --bind-address=192.0.2.1 --unknown-services=Forward --iptables-backend=nft
 		--iptables-sync-period=1m --iptables-min-sync-period=0 --conntrack-max-per-core=1 --conntrack-min=2
 		--conntrack-tcp-timeout-established=3s --conntrack-tcp-timeout-close-wait=4s --conntrack-tcp-be-liberal
-		--conntrack-udp-timeout=5s --conntrack-udp-timeout-stream=6s --healthz-bind-address=none --metrics-bind-address=192.0.2.1:1
+		--conntrack-udp-timeout=5s --conntrack-udp-timeout-stream=6s --healthz-bind-address=none --metrics-bind-address=192.0.2.1:1 --control-socket=/s
 		--bind-address-hard-fail --profiling --oom-score-adj=7 --state-dir=/var/lib/fairway --kubeconfig=/k --kube-api-qps=8 --kube-api-burst=9
 		--kube-api-content-type=application/json`))
 	if err != nil {
@@ -152,7 +152,7 @@ func TestFlags(t *testing.T) {
 		BindAddress: "192.0.2.1", UnknownServices: "Forward", IPTablesBackend: "nft", SyncPeriod: "1m", MinSyncPeriod: "0s",
 		Conntrack: agent.ConntrackConfiguration{MaxPerCore: number(1), Min: number(2), TCPEstablishedTimeout: "3s", TCPCloseWaitTimeout: "4s",
 			TCPBeLiberal: true, UDPTimeout: "5s", UDPStreamTimeout: "6s"},
-		HealthzBindAddress: "none", MetricsBindAddress: "192.0.2.1:1", BindAddressHardFail: true, EnableProfiling: true, OOMScoreAdj: number(7), StateDir: "/var/lib/fairway",
+		HealthzBindAddress: "none", MetricsBindAddress: "192.0.2.1:1", ControlSocket: "/s", BindAddressHardFail: true, EnableProfiling: true, OOMScoreAdj: number(7), StateDir: "/var/lib/fairway",
 		ClientConnection: agent.ClientConnection{Kubeconfig: "/k", QPS: 8, Burst: 9, ContentType: "application/json"},
 	}
 	want, err := fields.Config()

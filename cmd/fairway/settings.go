@@ -74,6 +74,7 @@ func runFlags(s *settings) {
 	s.duration("conntrack-udp-timeout-stream", 0, "how long idle UDP flows that were answered are tracked; 0 leaves the kernel's value", func(c c) *agent.Duration { return &c.Conntrack.UDPStreamTimeout })
 	s.text("healthz-bind-address", "`address` of /healthz, /livez and /readyz, or none (default 0.0.0.0:10256)", func(c c) *string { return &c.HealthzBindAddress })
 	s.text("metrics-bind-address", "`address` of /metrics, or none (default 127.0.0.1:10249)", func(c c) *string { return &c.MetricsBindAddress })
+	s.text("control-socket", "`path` of the unix socket at which fairway's other commands ask the running agent, or none (default "+agent.DefaultControlSocket+")", func(c c) *string { return &c.ControlSocket })
 	s.boolean("bind-address-hard-fail", "end when one of these addresses can't be bound, instead of trying again", func(c c) *bool { return &c.BindAddressHardFail })
 	s.boolean("profiling", "serve /debug/pprof/ and /debug/flags/v beside /metrics", func(c c) *bool { return &c.EnableProfiling })
 	s.text("state-dir", "`directory` in which what was last programmed is kept, for a start without the API; nothing is kept without", func(c c) *string { return &c.StateDir })

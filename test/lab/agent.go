@@ -66,8 +66,8 @@ type Agent struct {
 	Options AgentOptions
 }
 
-// StartAgent starts an agent on the node. Its own flags are --node-name, --cluster-dir, --iptables-backend, --cluster-cidrs
-// and --service-cidrs. To restart one, start it again with the same Options.
+// StartAgent starts an agent on the node. Its own flags are --node-name, --cluster-dir, --iptables-backend, --cluster-cidrs,
+// --service-cidrs and --control-socket. To restart one, start it again with the same Options.
 func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
 	bin := o.Binary
 	if bin == "" {
@@ -87,6 +87,9 @@ func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
 	return a, nil
 }
 
+// ControlSocket is the --control-socket of the node's agents.
+func (n *Node) ControlSocket() string { return filepath.Join(n.lab.Dir, n.Name+".sock") }
+
 // flags are the agent's flags, without those that the options leave out or give themselves.
 func (n *Node) flags(o AgentOptions) []string {
 	own := [][2]string{
@@ -94,6 +97,7 @@ func (n *Node) flags(o AgentOptions) []string {
 		{"--cluster-cidrs", joinPrefixes(n.lab.Topology.ClusterCIDRs)},
 		{"--service-cidrs", joinPrefixes(n.lab.Topology.ServiceCIDRs)},
 		{"--iptables-backend", string(o.Backend)},
+		{"--control-socket", n.ControlSocket()},
 	}
 	if o.Cluster != nil {
 		own = append(own, [2]string{"--cluster-dir", o.Cluster.Dir})

@@ -66,7 +66,7 @@ func TestAgentFlags(t *testing.T) {
 	got := n.flags(AgentOptions{
 		Cluster: &Cluster{Dir: "d"}, Backend: NFT, Flags: []string{"--cluster-cidrs=10.0.0.0/8", "-v=4"}, Without: []string{"--service-cidrs"},
 	})
-	want := []string{"--node-name=n1", "--iptables-backend=nft", "--cluster-dir=d", "--cluster-cidrs=10.0.0.0/8", "-v=4"}
+	want := []string{"--node-name=n1", "--iptables-backend=nft", "--control-socket=n1.sock", "--cluster-dir=d", "--cluster-cidrs=10.0.0.0/8", "-v=4"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
