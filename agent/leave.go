@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"time"
 
@@ -91,7 +94,7 @@ func (p *bgpPart) at() (s stage, notice, quiet time.Duration) {
 // leave takes leave of the peers: it announces everything with GRACEFUL_SHUTDOWN (RFC 8326), waits, withdraws everything, waits,
 // and ends the sessions. say is told each step. Whoever comes later waits for who came first. After it the node announces
 // nothing, until stay is called or the agent starts anew. A failure does not keep it from going on: the node is about to be gone.
-func (p *bgpPart) leave(ctx context.Context, say func(string)) (err error) {
+func (p *bgpPart) leave(say func(string)) (err error) {
 	p.departing.Lock()
 	defer p.departing.Unlock()
 	s, notice, quiet := p.at()
@@ -108,10 +111,10 @@ func (p *bgpPart) leave(ctx context.Context, say func(string)) (err error) {
 	if up > 0 {
 		err = p.turn(stageLeaving)
 		say(fmt.Sprintf("everything is announced with GRACEFUL_SHUTDOWN in %d sessions; the routers have %s to turn to others", up, notice))
-		sleep(ctx, notice)
+		time.Sleep(notice)
 		err = errors.Join(err, p.turn(stageSilent))
 		say(fmt.Sprintf("everything is withdrawn; what is under way has %s", quiet))
-		sleep(ctx, quiet)
+		time.Sleep(quiet)
 	}
 	err = errors.Join(err, p.turn(stageGone))
 	ended, leaveErr := p.speaker.Leave(goodbye)
@@ -137,7 +140,7 @@ func (p *bgpPart) depart() {
 			return
 		}
 	}
-	if err := p.leave(context.Background(), func(step string) { klog.InfoS("Leaving the BGP peers", "step", step) }); err != nil {
+	if err := p.leave(func(step string) { klog.InfoS("Leaving the BGP peers", "step", step) }); err != nil {
 		klog.ErrorS(err, "The BGP peers may not know that the node is gone")
 	}
 }
@@ -170,4 +173,70 @@ func (p *bgpPart) stay(say func(string)) error {
 func leftNote(node cluster.Ref) cluster.Note {
 	return cluster.Note{Object: node, Reason: cluster.ReasonBGPLeft,
 		Detail: "The node has left its BGP peers (fairway leave), and announces nothing; fairway leave --undo, or a restart of the agent, brings it back."}
+}
+
+// The paths of the control socket at which a node leaves its peers and comes back.
+const (
+	leavePath = "/bgp/leave"
+	undoPath  = "/bgp/leave/undo"
+)
+
+// A leaveStep is a line of the answer to both: what was done, or what failed.
+type leaveStep struct {
+	Step  string `json:"step,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// leaveHandler has the agent leave, or stay, and answers a line of JSON for each step when it is done. A client that does not
+// wait for the end does not stop it.
+func leaveHandler(p *bgpPart, kick func(part string), do func(p *bgpPart, say func(string)) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if p == nil {
+			w.WriteHeader(http.StatusConflict)
+			_ = json.NewEncoder(w).Encode(refusal{"the agent has no BGP peers to leave: its configuration has no section bgp"})
+			return
+		}
+		answer := func(s leaveStep) {
+			if json.NewEncoder(w).Encode(s) == nil {
+				_ = http.NewResponseController(w).Flush() // it may be gone
+			}
+		}
+		err := do(p, func(step string) {
+			klog.InfoS("Leaving the BGP peers", "step", step)
+			answer(leaveStep{Step: step})
+		})
+		if err != nil {
+			klog.ErrorS(err, "The BGP peers were not left as they should be")
+			answer(leaveStep{Error: err.Error()})
+		}
+		kick(bgpName) // for the Note
+	})
+}
+
+// Leave has the agent at a control socket take leave of its BGP peers, and returns when it has; with undo it has it come back to
+// them. It writes what is done. Without an agent the error is ErrNoAgent.
+func Leave(ctx context.Context, socket string, undo bool, out io.Writer) error {
+	path := leavePath
+	if undo {
+		path = undoPath
+	}
+	answer, err := send(ctx, socket, http.MethodPost, path)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	for d := json.NewDecoder(answer); ; {
+		var s leaveStep
+		switch err := d.Decode(&s); {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("the answer of the agent at %s ends too soon, it may have ended: %w", socket, err)
+		case s.Error != "":
+			return errors.New(s.Error)
+		}
+		if _, err := fmt.Fprintln(out, s.Step); err != nil {
+			return err
+		}
+	}
 }

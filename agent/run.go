@@ -112,7 +112,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	if path := o.Config.ControlSocket; path != "" {
-		socket := &controlSocket{path: path, handler: controlHandler(), again: serveAgain, failed: func(err error) {
+		socket := &controlSocket{path: path, handler: controlHandler(announcer, l.kick), again: serveAgain, failed: func(err error) {
 			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
 		}}
 		serving = append(serving, socket.run)

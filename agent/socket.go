@@ -33,8 +33,11 @@ type controlSocket struct {
 }
 
 // controlHandler returns what the control socket answers.
-func controlHandler() http.Handler {
-	return http.NewServeMux()
+func controlHandler(p *bgpPart, kick func(part string)) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("POST "+leavePath, leaveHandler(p, kick, (*bgpPart).leave))
+	mux.Handle("POST "+undoPath, leaveHandler(p, kick, (*bgpPart).stay))
+	return mux
 }
 
 // run serves until the context ends, and tries again for as long when that fails: who has no socket can't be asked, and routes
@@ -145,32 +148,14 @@ var ErrNoAgent = errors.New("no agent answers")
 // ask sends a request to the agent at a control socket, and decodes its answer, unless that is nil. An error that the agent
 // answers with is returned in its words; without an agent the error is ErrNoAgent.
 func ask(ctx context.Context, socket, method, path string, into any) error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		}}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	answer, err := send(ctx, socket, method, path)
 	if err != nil {
 		return err
 	}
-	res, err := client.Do(req)
-	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-		return fmt.Errorf("%w at %s (%w); expected one that runs on this host, with this controlSocket, and root to ask it", ErrNoAgent, socket, op.Err)
-	}
+	defer answer.Close()
+	body, err := io.ReadAll(answer)
 	if err != nil {
 		return fmt.Errorf("ask the agent at %s: %w", socket, err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		return fmt.Errorf("ask the agent at %s: %w", socket, err)
-	}
-	if res.StatusCode != http.StatusOK {
-		var r refusal
-		if json.Unmarshal(body, &r) != nil || r.Error == "" {
-			return fmt.Errorf("the agent at %s does not know %s (%s), as one of another version: %s", socket, path, res.Status, strings.TrimSpace(string(body)))
-		}
-		return errors.New(r.Error)
 	}
 	if into == nil {
 		return nil
@@ -179,4 +164,36 @@ func ask(ctx context.Context, socket, method, path string, into any) error {
 		return fmt.Errorf("the answer of the agent at %s: %w", socket, err)
 	}
 	return nil
+}
+
+// send is ask for an answer that comes bit by bit. The caller closes it.
+func send(ctx context.Context, socket, method, path string) (io.ReadCloser, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Do(req)
+	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
+		return nil, fmt.Errorf("%w at %s (%w); expected one that runs on this host, with this controlSocket, and root to ask it", ErrNoAgent, socket, op.Err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent at %s: %w", socket, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			return nil, fmt.Errorf("ask the agent at %s: %w", socket, err)
+		}
+		var r refusal
+		if json.Unmarshal(body, &r) != nil || r.Error == "" {
+			return nil, fmt.Errorf("the agent at %s does not know %s (%s), as one of another version: %s", socket, path, res.Status, strings.TrimSpace(string(body)))
+		}
+		return nil, errors.New(r.Error)
+	}
+	return res.Body, nil
 }

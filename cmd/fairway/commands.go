@@ -38,7 +38,7 @@ func newCommand() *cobra.Command {
 	klog.InitFlags(logs)
 	root.PersistentFlags().AddGoFlag(logs.Lookup("v"))
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), leaveCommand(), cleanupCommand(), versionCommand())
 	return root
 }
 
@@ -162,6 +162,26 @@ With --back it hands the rules over to a running kube-proxy in iptables mode, af
 		}
 		return p.Write(cmd.OutOrStdout(), format)
 	}
+	return c
+}
+
+func leaveCommand() *cobra.Command {
+	socket := agent.DefaultControlSocket
+	var undo bool
+	c := &cobra.Command{
+		Use:   "leave",
+		Short: "Have the running agent take leave of its BGP peers, before the node is switched off",
+		Long: `Have the agent that runs on this node take leave of its BGP peers, and return when it has: everything is announced with the
+community GRACEFUL_SHUTDOWN (RFC 8326), then withdrawn, then the sessions end (bgp.leave in the configuration says when). Routes and
+rules stay. The node announces nothing from then on, until the agent is restarted, as it is when the node boots, or told
+"fairway leave --undo".`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return agent.Leave(cmd.Context(), socket, undo, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&socket, "control-socket", socket, "`path` of the agent's unix socket")
+	c.Flags().BoolVar(&undo, "undo", false, "have it come back to them")
 	return c
 }
 

@@ -115,8 +115,47 @@ func (r *rig) changeNode(i int, change func(*corev1.Node)) {
 
 func annotated(n *corev1.Node) { n.Annotations = map[string]string{"fairway.dev/drain": "true"} }
 
-func shutDown(n *corev1.Node) {
-	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "node is shutting down"}}
+// leave runs fairway leave on n1.
+func (r *rig) leave() {
+	r.Helper()
+	out := r.fairway("leave")
+	if !strings.Contains(out, "GRACEFUL_SHUTDOWN in 2 sessions") || !strings.Contains(out, "2 sessions are ended") {
+		r.Errorf("fairway leave says\n%s", out)
+	}
+	r.ok(r.noted(r.n1, cluster.ReasonBGPLeft, "fairway leave --undo"))
+	r.ok(r.up(r.n1, 0))
+}
+
+// undo takes that back.
+func (r *rig) undo() {
+	r.Helper()
+	r.fairway("leave", "--undo")
+}
+
+func (r *rig) fairway(command string, flags ...string) string {
+	r.Helper()
+	bin, err := lab.AgentBinary()
+	r.ok(err)
+	out, err := r.n1.Run(bin, append([]string{command, "--control-socket=" + r.n1.ControlSocket()}, flags...)...)
+	r.ok(err)
+	return out
+}
+
+// shutDown does to n1 what a kubelet does when the machine shuts down: it says so, and then ends the agent.
+func (r *rig) shutDown() {
+	r.Helper()
+	r.changeNode(0, func(n *corev1.Node) {
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "node is shutting down"}}
+	})
+	r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonBGPDraining, "shutting down") })
+	r.ok(r.agents[r.n1].Stop(startBound))
+}
+
+// boot has n1 return.
+func (r *rig) boot() {
+	r.Helper()
+	r.changeNode(0, nil)
+	r.restart(r.n1)
 }
 
 // TestDrainAndLeave: a gateway sends what is for Services to two nodes. A node that drains gets none of it any more, and whoever
@@ -127,11 +166,18 @@ func TestDrainAndLeave(t *testing.T) {
 		name  string
 		start func(*testing.T, *lab.Namespace, string) *gateway
 		block string
-		// shutdown and ceased are how the daemon shows the community GRACEFUL_SHUTDOWN, and what it writes when it is told the end.
-		shutdown, ceased string
+		// shutdown is how the daemon shows the community GRACEFUL_SHUTDOWN.
+		shutdown string
+		// said is where it tells why sessions ended, and ceased what it says of one that the node has ended.
+		said   func(*gateway) (string, error)
+		ceased string
+		// leave has n1 leave, back brings it back.
+		leave, back func(*rig)
 	}{
-		{"BIRD", startBIRD, "bird", "(65535,0)", "Received: Administrative shutdown"},
-		{"FRR", startFRR, "frr", "graceful-shutdown", "Cease/Administrative Shutdown"},
+		{"BIRD", startBIRD, "bird", "(65535,0)", func(g *gateway) (string, error) { return g.procs[0].Output(), nil }, "Received: Administrative shutdown", (*rig).leave, (*rig).undo},
+		{"FRR", startFRR, "frr", "graceful-shutdown", func(g *gateway) (string, error) {
+			return g.ns.Run("vtysh", "--vty_socket", g.dir, "-c", "show bgp neighbors 192.0.2.11")
+		}, "Cease/Administrative Shutdown", (*rig).shutDown, (*rig).boot},
 	} {
 		t.Run(gw.name, func(t *testing.T) {
 			r := newRig(t)
@@ -140,7 +186,7 @@ func TestDrainAndLeave(t *testing.T) {
 			r.ok(router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"))
 			r.ok(router.Sysctl("net.ipv6.fib_multipath_hash_policy", "1"))
 			g := gw.start(t, router, example(t, gw.block))
-			configuration := strings.Replace(example(t, "yaml"), "bgp:\n", "bgp:\n  leave: {noticeTime: 3s, quietTime: 1s}\n", 1)
+			configuration := strings.Replace(example(t, "yaml"), "bgp:\n", "bgp:\n  leave: {noticeTime: 2s, quietTime: 1s}\n", 1)
 			// Without a leave, that is how long the gateway takes to see that a node is off.
 			configuration = strings.ReplaceAll(configuration, "    asn: 64500\n", "    asn: 64500\n    holdTime: 3s\n    gracefulRestart: {enabled: false}\n")
 			r.start(configuration, r.n1, r.n2)
@@ -181,19 +227,16 @@ func TestDrainAndLeave(t *testing.T) {
 				end()
 			}
 			left := r.during("leave", func() {
-				r.changeNode(0, shutDown)
-				r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonBGPDraining, "shutting down") })
-				r.ok(r.agents[r.n1].Stop(startBound))
+				gw.leave(r)
 				off()
 			}, vips...)
 			if left.lost > 0 {
 				t.Error("a leave lost packets")
 			}
-			if out := g.procs[len(g.procs)-1].Output(); !strings.Contains(out, gw.ceased) {
-				t.Errorf("the gateway was not told the end by %q:\n%s", gw.ceased, out)
+			if out, err := gw.said(g); err != nil || !strings.Contains(out, gw.ceased) {
+				t.Errorf("the gateway was not told the end by %q: %v\n%s", gw.ceased, err, out)
 			}
-			r.changeNode(0, nil)
-			r.restart(r.n1)
+			gw.back(r)
 			r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
 			if r.during("no leave", off, vips...).lost == 0 {
 				t.Error("nothing is lost at a node that is off and has not left: the test sees nothing")
