@@ -57,6 +57,7 @@ func (p *bgpPart) drain(t *bgp.Table, notice time.Duration, now time.Time) time.
 		return 0
 	}
 	before := len(t.Paths)
+	t.Paths = slices.Clip(t.Paths)
 	for _, path := range t.Draining {
 		if slices.ContainsFunc(p.announced, func(a bgp.Path) bool { return a.Prefix == path.Prefix }) {
 			t.Paths = append(t.Paths, path)

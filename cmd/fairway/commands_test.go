@@ -90,6 +90,7 @@ func TestCommands(t *testing.T) {
 		{"there and back", "n1", []string{"takeover", "--plan", "--back"}, "[back plan]", true},
 		{"two clusters", "n1", []string{"takeover", "--plan", "--kubeconfig=x", "-f=y"}, "[filename kubeconfig]", true},
 		{"an unknown backend", "n1", []string{"agent", "--iptables-backend=ebpf"}, "expected auto, legacy or nft", true},
+		{"nobody to leave", "n1", []string{"leave", "--control-socket=FOLDER/none.sock"}, "no agent answers at", true},
 		{"version", "", []string{"version"}, "fairway ", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
