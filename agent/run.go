@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -365,24 +363,4 @@ func (w *hostWatcher) changed(ctx context.Context, e rtnl.Event) error {
 	}
 	w.loop.kick(routesName)
 	return nil
-}
-
-// Cleanup removes every route and rule of ours, and says what it removed. It is safe to run twice and needs no API.
-func Cleanup(ctx context.Context, backend string, out io.Writer) error {
-	removed, routesErr := cleanRoutes(ctx)
-	fmt.Fprintf(out, "routes: %d removed\n", removed)
-	cleaned, rulesErr := netfilter.Cleanup(ctx, backend)
-	for _, c := range cleaned {
-		fmt.Fprintf(out, "iptables-%s %s: %d chains removed\n", c.Backend, c.Family, c.Chains)
-	}
-	return errors.Join(routesErr, rulesErr)
-}
-
-func cleanRoutes(ctx context.Context) (removed int, err error) {
-	conn, err := rtnl.Open()
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	return conn.Cleanup(ctx)
 }

@@ -186,16 +186,30 @@ rules stay. The node announces nothing from then on, until the agent is restarte
 }
 
 func cleanupCommand() *cobra.Command {
-	backend := "auto"
+	o := agent.CleanupOptions{Backend: "auto", ControlSocket: agent.DefaultControlSocket}
+	var config string
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove every route and rule that fairway made; safe to run twice, needs no API",
-		Args:  cobra.NoArgs,
+		Long: `Remove every route and rule that fairway made. It is safe to run twice, and needs no API.
+
+BGP peers learn first that the node is gone: an agent that still runs takes leave of them (see "fairway leave"); else, with --config,
+they are told by a short session with each, also those that would keep the routes for an agent that is restarted.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return agent.Cleanup(cmd.Context(), backend, cmd.OutOrStdout())
+			if config != "" {
+				c, _, err := agent.Configure(agent.Files{Agent: config}, func(*agent.AgentConfiguration) {})
+				if err != nil {
+					return err
+				}
+				o.BGP, o.StateDir = c.BGP, c.StateDir
+			}
+			return agent.Cleanup(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&backend, "iptables-backend", backend, "auto (every backend that has rules of ours), legacy or nft")
+	c.Flags().StringVar(&o.Backend, "iptables-backend", o.Backend, "auto (every backend that has rules of ours), legacy or nft")
+	c.Flags().StringVar(&o.ControlSocket, "control-socket", o.ControlSocket, "`path` of the unix socket of an agent that still runs")
+	c.Flags().StringVar(&config, "config", "", "AgentConfiguration `file` of the agent, for its BGP peers")
 	return c
 }
 

@@ -187,8 +187,6 @@ func TestDrainAndLeave(t *testing.T) {
 			r.ok(router.Sysctl("net.ipv6.fib_multipath_hash_policy", "1"))
 			g := gw.start(t, router, example(t, gw.block))
 			configuration := strings.Replace(example(t, "yaml"), "bgp:\n", "bgp:\n  leave: {noticeTime: 2s, quietTime: 1s}\n", 1)
-			// Without a leave, that is how long the gateway takes to see that a node is off.
-			configuration = strings.ReplaceAll(configuration, "    asn: 64500\n", "    asn: 64500\n    holdTime: 3s\n    gracefulRestart: {enabled: false}\n")
 			r.start(configuration, r.n1, r.n2)
 			r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
 			vips := []lab.Dial{tcp(webIP, webPort), tcp(webIP6, webPort)}
@@ -241,6 +239,38 @@ func TestDrainAndLeave(t *testing.T) {
 			if r.during("no leave", off, vips...).lost == 0 {
 				t.Error("nothing is lost at a node that is off and has not left: the test sees nothing")
 			}
+		})
+	}
+}
+
+// TestCleanupTellsPeers: an agent that has ended would come back, for all that the gateway knows, which keeps its routes. A cleanup
+// has it drop them.
+func TestCleanupTellsPeers(t *testing.T) {
+	r := newRig(t)
+	startBIRD(t, r.lab.Router(), example(t, "bird"))
+	r.start(example(t, "yaml")+"stateDir: "+t.TempDir()+"\n", r.n1)
+	routes := []string{"10.244.1.0/24 via 192.0.2.11", "fd00:10:244:1::/64 via 2001:db8:2::11"}
+	for i, f := range cluster.Families {
+		r.eventually(sessionBound, func() error { return kernelHas(r.lab.Router(), f, routes[i]) })
+	}
+	r.ok(r.agents[r.n1].Stop(startBound))
+	time.Sleep(2 * time.Second) // that much time the gateway has for doing wrong
+	for i, f := range cluster.Families {
+		r.ok(kernelHas(r.lab.Router(), f, routes[i]))
+	}
+	bin, err := lab.AgentBinary()
+	r.ok(err)
+	out, err := r.n1.Run("env", "NODE_NAME=n1", bin, "cleanup", "--iptables-backend=nft", "--control-socket="+r.n1.ControlSocket(), r.agents[r.n1].Options.Flags[0])
+	r.ok(err)
+	if !strings.Contains(out, "BGP peers: 2 of 2 told\nroutes: ") {
+		t.Errorf("fairway cleanup says\n%s", out)
+	}
+	for i, f := range cluster.Families { // restartTime is 2 minutes
+		r.eventually(20*time.Second, func() error {
+			if kernelHas(r.lab.Router(), f, routes[i]) == nil {
+				return fmt.Errorf("the gateway still has %s", routes[i])
+			}
+			return nil
 		})
 	}
 }
