@@ -86,7 +86,7 @@ func (p *bgpPart) turn(s stage) error {
 func (p *bgpPart) at() (s stage, notice, quiet time.Duration) {
 	p.syncing.Lock()
 	defer p.syncing.Unlock()
-	if p.plan != nil {
+	if p.plan != nil && p.plan.config.BGP != nil {
 		notice, quiet = p.plan.config.BGP.NoticeTime, p.plan.config.BGP.QuietTime
 	}
 	return p.stage, notice, quiet

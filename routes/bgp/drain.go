@@ -11,9 +11,7 @@ import (
 
 // A TaintMatch takes the taints with its Key, and with its Value and Effect where they are given.
 type TaintMatch struct {
-	Key    string
-	Value  string `json:",omitempty"`
-	Effect string `json:",omitempty"`
+	Key, Value, Effect string
 }
 
 // idle are taints that Kubernetes puts on nodes itself, and why none of them makes a node drain.

@@ -78,7 +78,8 @@ protocol bgp node1 {
 }
 `
 
-// TestIBGP: iBGP, both families in one session, local preference, MED, and all kinds of communities.
+// TestIBGP: iBGP, both families in one session, local preference, MED, and all kinds of communities. A node that leaves gives notice by
+// the preference, too.
 func TestIBGP(t *testing.T) {
 	r := newRig(t)
 	g := startBIRD(t, r.lab.Router(), ibgp)
@@ -86,6 +87,7 @@ func TestIBGP(t *testing.T) {
   asn: 64512
   peers:
   - {address: 192.0.2.1, asn: 64512, families: [IPv4, IPv6]}
+  leave: {noticeTime: 3s, quietTime: 0s}
   announce:
   - {addresses: [PodCIDRs], localPref: 250, med: 7, communities: ["64512:5", "64512:1:2", no-export]}
 `, r.n1)
@@ -96,6 +98,15 @@ func TestIBGP(t *testing.T) {
 	r.eventually(sessionBound, func() error { return kernelHas(r.lab.Router(), cluster.IPv6, "fd00:10:244:1::/64 via 2001:db8:2::11") })
 	r.eventually(sessionBound, func() error { return r.reaches(r.p1.Addrs[0], targetPort, "p1") })
 	r.eventually(sessionBound, func() error { return r.reaches(r.p1.Addrs[1], targetPort, "p1") })
+
+	leaves := r.startFairway("leave")
+	r.eventually(sessionBound, func() error {
+		return g.learned("10.244.1.0/24", "BGP.local_pref: 0", "!BGP.local_pref: 250", "BGP.med: 7", "(65535,0)")
+	})
+	r.ok(r.reaches(r.p1.Addrs[0], targetPort, "p1"))
+	<-leaves.Exited()
+	r.ok(leaves.Err())
+	r.ok(g.learned("!10.244.1.0/24", "!fd00:10:244:1::/64"))
 }
 
 // TestMultihop: a peer behind the router has a session with multihop, and none without.

@@ -132,13 +132,25 @@ func (r *rig) undo() {
 	r.fairway("leave", "--undo")
 }
 
-func (r *rig) fairway(command string, flags ...string) string {
+// startFairway starts a command that talks to n1's agent.
+func (r *rig) startFairway(args ...string) *lab.Process {
 	r.Helper()
 	bin, err := lab.AgentBinary()
 	r.ok(err)
-	out, err := r.n1.Run(bin, append([]string{command, "--control-socket=" + r.n1.ControlSocket()}, flags...)...)
+	p, err := r.n1.Start(lab.Command{Path: bin, Args: append(args, "--control-socket="+r.n1.ControlSocket())})
 	r.ok(err)
-	return out
+	return p
+}
+
+// fairway is what such a command says.
+func (r *rig) fairway(args ...string) string {
+	r.Helper()
+	p := r.startFairway(args...)
+	<-p.Exited()
+	if err := p.Err(); err != nil {
+		r.Fatalf("fairway %s: %v\n%s", strings.Join(args, " "), err, p.Output())
+	}
+	return p.Output()
 }
 
 // shutDown does to n1 what a kubelet does when the machine shuts down: it says so, and then ends the agent.
