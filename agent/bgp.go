@@ -189,6 +189,7 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 func (p *bgpPart) sync() (Report, error) {
 	node := nodeRef(p.plan.Snapshot, p.nodeName)
 	if p.stage == stageGone {
+		p.announced = nil
 		return Report{Notes: []cluster.Note{leftNote(node)}}, nil
 	}
 	want, complete := p.ready(p.plan.BGP)

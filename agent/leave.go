@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -56,16 +57,15 @@ func (p *bgpPart) drain(t *bgp.Table, notice time.Duration, now time.Time) time.
 	if left <= 0 {
 		return 0
 	}
-	before := len(t.Paths)
-	t.Paths = slices.Clip(t.Paths)
-	for _, path := range t.Draining {
-		if slices.ContainsFunc(p.announced, func(a bgp.Path) bool { return a.Prefix == path.Prefix }) {
-			t.Paths = append(t.Paths, path)
-		}
+	known := map[netip.Prefix]bool{}
+	for _, path := range p.announced {
+		known[path.Prefix] = true
 	}
-	if len(t.Paths) == before {
-		return 0 // no peer knows of them: the agent has just started
+	told := slices.DeleteFunc(slices.Clone(t.Draining), func(path bgp.Path) bool { return !known[path.Prefix] })
+	if len(told) == 0 {
+		return 0 // the agent has just started
 	}
+	t.Paths = slices.Concat(t.Paths, told)
 	bgp.SortPaths(t.Paths)
 	return left
 }
