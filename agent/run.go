@@ -49,7 +49,7 @@ func Run(ctx context.Context, o Options) error {
 func run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	frugal()
+	started := frugal()
 	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
 	for _, r := range o.Remarks {
 		klog.InfoS("Of kube-proxy's configuration", "field", r.Field, "detail", r.Detail)
@@ -101,6 +101,7 @@ func run(ctx context.Context, o Options) error {
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	l.started = sync.OnceFunc(func() { go started() })
 	var saved *cluster.Snapshot
 	if o.Config.StateDir != "" {
 		l.saver = newSaver(o.Config.StateDir, o.Config.NodeName, func(notes ...cluster.Note) { l.remark("snapshot", notes...) })
