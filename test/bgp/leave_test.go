@@ -124,6 +124,9 @@ func (r *rig) leave() {
 	}
 	r.ok(r.noted(r.n1, cluster.ReasonBGPLeft, "fairway leave --undo"))
 	r.ok(r.up(r.n1, 0))
+	if n := r.metric(r.n1, `fairway_bgp_peer_info{asn="64500",graceful_restart="false",last_error="",peer="192.0.2.1",state="left"}`); n != 1 {
+		r.Errorf("fairway_bgp_peer_info does not say that n1 has left: %v", n)
+	}
 }
 
 // undo takes that back.

@@ -15,7 +15,8 @@ import (
 // A Session is where the session with a peer stands.
 type Session struct {
 	Peer bgp.Peer
-	// State is that of RFC 4271 in lower case ("established"), or "no-password" for a session that there can't be.
+	// State is that of RFC 4271 in lower case ("established"), "no-password" for a session that there can't be, or "left"
+	// for one that Leave has ended.
 	State string
 	// Since is when the session came up or was lost, or when the peer was added if neither has happened.
 	Since time.Time
@@ -42,6 +43,7 @@ const (
 	established = "established"
 	idle        = "idle"
 	noPassword  = "no-password"
+	left        = "left"
 )
 
 // Sessions returns the sessions with all peers, in the order of their addresses.
@@ -63,6 +65,9 @@ func (s *Speaker) Sessions() []Session {
 		session := Session{Peer: peer, State: idle, Since: time.Now()} // its turn has not come
 		if err := s.locked[peer.Address]; err != nil {
 			session.State, session.LastError = noPassword, err.Error()
+		}
+		if s.left {
+			session.State = left
 		}
 		key := peer.Address.String()
 		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {

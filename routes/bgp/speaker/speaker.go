@@ -32,6 +32,8 @@ type Speaker struct {
 	// records are of the peers that gobgp has, locked are the reasons why it does not have others.
 	records map[netip.Addr]*record
 	locked  map[netip.Addr]error
+	// left tells that Leave has ended the sessions, and no Sync came since.
+	left bool
 }
 
 // A record is what is remembered of a peer.
@@ -78,7 +80,7 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 			return Result{}, err
 		}
 	}
-	s.wanted = want.Peers
+	s.wanted, s.left = want.Peers, false
 	able := *want
 	var passwords map[netip.Addr]string
 	able.Peers, passwords = s.unlock(want.Peers)
@@ -331,6 +333,7 @@ func (s *Speaker) Leave(patience time.Duration) (ended int, err error) {
 	for a := range s.records {
 		errs = append(errs, s.remove(a))
 	}
+	s.left = true
 	s.have.Peers = slices.DeleteFunc(s.have.Peers, func(p bgp.Peer) bool { return s.records[p.Address] == nil })
 	return ended, errors.Join(errs...)
 }
