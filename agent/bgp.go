@@ -60,7 +60,8 @@ func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
 	return vips
 }
 
-// bgpPart keeps the BGP sessions, and what is announced in them. An address of a Service is announced when the latest Plan
+// bgpPart keeps the BGP sessions, and what is announced in them; there is one without BGP, too, as the configuration may come to
+// have it. An address of a Service is announced when the latest Plan
 // wants it and the rules in the kernel serve it: new rules are in the kernel before a router learns of the address, and it
 // is withdrawn as soon as the Plan is made that takes the rules away.
 type bgpPart struct {
@@ -72,6 +73,8 @@ type bgpPart struct {
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
 	kernel map[cluster.Family]*rulesInKernel
+	// configured tells whether the latest Plan has BGP; nil before the first.
+	configured *bool
 }
 
 // rulesInKernel are the rules of one family.
@@ -164,6 +167,14 @@ func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
 }
 
 func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	configured := plan.BGP != nil
+	p.mu.Lock()
+	p.configured = &configured
+	p.mu.Unlock()
+	if !configured {
+		_, err := p.speaker.Sync(&bgp.Table{}) // ends the sessions that there were, when the section bgp was taken away
+		return Report{}, err
+	}
 	if p.began.IsZero() {
 		p.began = time.Now()
 	}
@@ -173,6 +184,7 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	}
 	result, err := p.speaker.Sync(want)
 	logAnnouncements(result.Changes)
+	logSessions(result.Changes)
 	node := nodeRef(plan.Snapshot, p.nodeName)
 	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
 	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
@@ -196,6 +208,19 @@ func logAnnouncements(c bgp.Changes) {
 	}
 }
 
+// logSessions writes a line for each session that a change of the configuration ends, begins or touches.
+func logSessions(c bgp.Changes) {
+	for _, a := range c.Remove {
+		klog.InfoS("A BGP peer is removed", "peer", a)
+	}
+	for _, p := range c.Reset {
+		klog.InfoS("A BGP session begins anew, for changed settings", "settings", p.String())
+	}
+	for _, p := range c.Update {
+		klog.InfoS("A BGP session goes on with changed settings", "settings", p.String())
+	}
+}
+
 // sessionNotes tells of the sessions that are not as they should be, and when that may change by time alone; 0 for never.
 func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (notes []cluster.Note, retry time.Duration) {
 	note := func(reason, format string, args ...any) {
@@ -207,6 +232,9 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 		}
 	}
 	for _, s := range sessions {
+		if s.PasswordError != "" {
+			note(cluster.ReasonBGPPasswordMissing, "The password of the BGP peer %s can't be read any more, and the session goes on with the one that it has: %s.", s.Peer.Address, s.PasswordError)
+		}
 		wait := sessionPatience - now.Sub(s.Since)
 		switch {
 		case s.Locked():

@@ -33,8 +33,11 @@ type controlSocket struct {
 }
 
 // controlHandler returns what the control socket answers.
-func controlHandler() http.Handler {
-	return http.NewServeMux()
+func controlHandler(b *bgpPart) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+bgpPath, b.serveStatus)
+	mux.HandleFunc("GET "+bgpRoutesPath, b.serveRoutes)
+	return mux
 }
 
 // run serves until the context ends, and tries again for as long when that fails: who has no socket can't be asked, and routes
