@@ -18,6 +18,9 @@ type exitError struct {
 	code int
 }
 
+// Unwrap returns the error.
+func (e exitError) Unwrap() error { return e.error }
+
 func bgpCommand() *cobra.Command {
 	q := agent.BGPQuery{}
 	c := &cobra.Command{
