@@ -83,6 +83,7 @@ protocol bgp node1 {
   neighbor 192.0.2.11 as 64512;
   password "%s";
   error wait time 1, 2;
+  startup hold time 5;
   ipv4 { import all; export all; };
   ipv6 { import all; export none; };
 }
