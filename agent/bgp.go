@@ -60,10 +60,10 @@ func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
 	return vips
 }
 
-// bgpPart keeps the BGP sessions, and what is announced in them; there is one without BGP, too, as the configuration may come to
-// have it. An address of a Service is announced when the latest Plan
+// bgpPart keeps the BGP sessions, and what is announced in them. An address of a Service is announced when the latest Plan
 // wants it and the rules in the kernel serve it: new rules are in the kernel before a router learns of the address, and it
-// is withdrawn as soon as the Plan is made that takes the rules away.
+// is withdrawn as soon as the Plan is made that takes the rules away. An agent without BGP has the Part, too: its configuration
+// may come to have it.
 type bgpPart struct {
 	speaker  *speaker.Speaker
 	nodeName string
