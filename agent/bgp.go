@@ -62,7 +62,8 @@ func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
 
 // bgpPart keeps the BGP sessions, and what is announced in them. An address of a Service is announced when the latest Plan
 // wants it and the rules in the kernel serve it: new rules are in the kernel before a router learns of the address, and it
-// is withdrawn as soon as the Plan is made that takes the rules away.
+// is withdrawn as soon as the Plan is made that takes the rules away. An agent without BGP has the Part, too: its configuration
+// may come to have it.
 type bgpPart struct {
 	speaker  *speaker.Speaker
 	nodeName string
@@ -70,7 +71,7 @@ type bgpPart struct {
 	departing sync.Mutex
 
 	syncing sync.Mutex // guards what follows
-	// plan is the Plan of the latest Sync; nil before the first, which was when it began.
+	// plan is the Plan of the latest Sync; nil before the first. began is when there first was one with BGP.
 	plan  *Plan
 	began time.Time
 	stage stage
@@ -82,6 +83,8 @@ type bgpPart struct {
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
 	kernel map[cluster.Family]*rulesInKernel
+	// configured tells whether the latest Plan has BGP; nil before the first.
+	configured *bool
 }
 
 // rulesInKernel are the rules of one family.
@@ -178,15 +181,23 @@ func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
 func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	p.syncing.Lock()
 	defer p.syncing.Unlock()
-	if p.began.IsZero() {
-		p.began = time.Now()
-	}
+	configured := plan.BGP != nil
+	p.mu.Lock()
+	p.configured = &configured
+	p.mu.Unlock()
 	p.plan = plan
 	return p.sync()
 }
 
 // sync has the peers told what the latest Plan and the stage say. It is called with syncing held.
 func (p *bgpPart) sync() (Report, error) {
+	if p.plan.BGP == nil {
+		_, err := p.speaker.Sync(&bgp.Table{}) // ends the sessions that there were, when the section bgp was taken away
+		return Report{}, err
+	}
+	if p.began.IsZero() {
+		p.began = time.Now()
+	}
 	node := nodeRef(p.plan.Snapshot, p.nodeName)
 	if p.stage == stageGone {
 		p.announced = nil
@@ -203,6 +214,7 @@ func (p *bgpPart) sync() (Report, error) {
 	if err == nil {
 		p.announced = want.Paths
 	}
+	logSessions(result.Changes)
 	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
 	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
 		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
@@ -225,6 +237,19 @@ func logAnnouncements(c bgp.Changes) {
 	}
 }
 
+// logSessions writes a line for each session that a change of the configuration ends, begins or touches.
+func logSessions(c bgp.Changes) {
+	for _, a := range c.Remove {
+		klog.InfoS("A BGP peer is removed", "peer", a)
+	}
+	for _, p := range c.Reset {
+		klog.InfoS("A BGP session begins anew, for changed settings", "settings", p.String())
+	}
+	for _, p := range c.Update {
+		klog.InfoS("A BGP session goes on with changed settings", "settings", p.String())
+	}
+}
+
 // sessionNotes tells of the sessions that are not as they should be, and when that may change by time alone; 0 for never.
 func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (notes []cluster.Note, retry time.Duration) {
 	note := func(reason, format string, args ...any) {
@@ -232,6 +257,9 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 	}
 	again := func(in time.Duration) { retry = soonest(retry, in) }
 	for _, s := range sessions {
+		if s.PasswordError != "" {
+			note(cluster.ReasonBGPPasswordMissing, "The password of the BGP peer %s can't be read any more, and the session goes on with the one that it has: %s.", s.Peer.Address, s.PasswordError)
+		}
 		wait := sessionPatience - now.Sub(s.Since)
 		switch {
 		case s.Locked():

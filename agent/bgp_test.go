@@ -139,6 +139,8 @@ func TestSessionNotes(t *testing.T) {
 		{"lost", speaker.Session{Peer: peer, State: "idle", Since: now, BeenUp: true}, "BGPSessionDown: The session with the BGP peer 192.0.2.1 (AS 64500) is down: no answer.", 0},
 		{"no password", speaker.Session{Peer: peer, State: "no-password", LastError: "read the password: no such file"},
 			"BGPPasswordMissing: There is no session with the BGP peer 192.0.2.1: read the password: no such file.", sessionPatience},
+		{"password gone", speaker.Session{Peer: peer, State: "established", PasswordError: "no such file"},
+			"BGPPasswordMissing: The password of the BGP peer 192.0.2.1 can't be read any more, and the session goes on with the one that it has: no such file.", 0},
 		{"keeps routes", speaker.Session{Peer: restarts, State: "established", GracefulRestart: true}, "", 0},
 		{"does not keep routes", speaker.Session{Peer: restarts, State: "established"}, "BGPNoGracefulRestart: The BGP peer 192.0.2.1 does not keep", 0},
 	} {

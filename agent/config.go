@@ -146,7 +146,7 @@ type DetectLocal struct {
 	InterfaceNamePrefix string `json:"interfaceNamePrefix,omitempty"`
 }
 
-// A Config is the checked configuration. It does not change while the agent runs.
+// A Config is the checked configuration. While the agent runs, another one may come to be in force that differs in BGP.
 type Config struct {
 	NodeName        string
 	ClusterCIDRs    []netip.Prefix

@@ -26,18 +26,24 @@ type Files struct {
 // own file, and a field that is given there over kube-proxy's file. The Remarks say what of kube-proxy's file does not count.
 // Errors name the file, and what would be right.
 func Configure(files Files, flags func(*AgentConfiguration)) (Config, []Remark, error) {
+	_, c, remarks, err := configureFiles(files, flags)
+	return c, remarks, err
+}
+
+// configureFiles is Configure, and returns also what was written: the configuration before it was checked.
+func configureFiles(files Files, flags func(*AgentConfiguration)) (*AgentConfiguration, Config, []Remark, error) {
 	a := &AgentConfiguration{}
 	var proxy *kubeProxyFile
 	if files.KubeProxy != "" {
 		var err error
 		if proxy, err = readKubeProxyFile(files.KubeProxy); err != nil {
-			return Config{}, nil, err
+			return nil, Config{}, nil, err
 		}
 		*a = proxy.configuration
 	}
 	if files.Agent != "" {
 		if err := readConfiguration(files.Agent, a); err != nil {
-			return Config{}, nil, err
+			return nil, Config{}, nil, err
 		}
 	}
 	flags(a)
@@ -49,7 +55,7 @@ func Configure(files Files, flags func(*AgentConfiguration)) (Config, []Remark, 
 	if err != nil && files.Agent != "" {
 		err = fmt.Errorf("configuration %s: %w", files.Agent, err)
 	}
-	return config, remarks, err
+	return a, config, remarks, err
 }
 
 // ReadConfiguration reads a configuration file. The error names the file, the line where it is known, and what would be

@@ -14,5 +14,8 @@
 // follow the rules, so that no load balancer is told of endpoints to which there are no rules yet, and the announcements observe
 // them: a router learns of an address when its rules are in the kernel, and of its end as soon as a Plan says so.
 //
+// The configuration's files are read again when they change; of an edit, the section bgp is applied as a whole, which is one more
+// Plan, and all else is told. fairway's other commands ask a running agent at its control socket.
+//
 // The package refuses to know rule syntax, netlink or Kubernetes types; those belong to the packages at the edges.
 package agent

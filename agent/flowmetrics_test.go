@@ -21,7 +21,7 @@ func TestFlowMetrics(t *testing.T) {
 	}
 	scrape := func() string {
 		w := httptest.NewRecorder()
-		metricsHandler(m, Config{}, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		metricsHandler(m, func() Config { return Config{} }, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 		return w.Body.String()
 	}
 	text := scrape()

@@ -188,27 +188,33 @@ type leaveStep struct {
 	Error string `json:"error,omitempty"`
 }
 
+// hasPeers tells whether the configuration has BGP peers; also before the first Plan is made.
+func (p *bgpPart) hasPeers() bool {
+	p.syncing.Lock()
+	defer p.syncing.Unlock()
+	return p.plan == nil || p.plan.BGP != nil
+}
+
 // leaveHandler has the agent leave, or stay, and answers a line of JSON for each step when it is done. A client that does not
 // wait for the end does not stop it.
 func leaveHandler(p *bgpPart, kick func(part string), do func(p *bgpPart, say func(string)) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if p == nil {
-			w.WriteHeader(http.StatusConflict)
-			_ = json.NewEncoder(w).Encode(refusal{"the agent has no BGP peers to leave: its configuration has no section bgp"})
+		if !p.hasPeers() {
+			answer(w, http.StatusConflict, refusal{errNoBGP.Error()})
 			return
 		}
-		answer := func(s leaveStep) {
+		tell := func(s leaveStep) {
 			if json.NewEncoder(w).Encode(s) == nil {
 				_ = http.NewResponseController(w).Flush() // it may be gone
 			}
 		}
 		err := do(p, func(step string) {
 			klog.InfoS("Leaving the BGP peers", "step", step)
-			answer(leaveStep{Step: step})
+			tell(leaveStep{Step: step})
 		})
 		if err != nil {
 			klog.ErrorS(err, "The BGP peers were not left as they should be")
-			answer(leaveStep{Error: err.Error()})
+			tell(leaveStep{Error: err.Error()})
 		}
 		kick(bgpName) // for the Note
 	})

@@ -135,9 +135,13 @@ func TestLeaveStages(t *testing.T) {
 
 // TestLeaveWithoutBGP: an agent without peers says so.
 func TestLeaveWithoutBGP(t *testing.T) {
+	p := newBGPPart("n1", nil, func(netip.Addr, bool) {})
+	if _, err := p.Sync(t.Context(), &Plan{Snapshot: &cluster.Snapshot{}}, false); err != nil {
+		t.Fatal(err)
+	}
 	answer := httptest.NewRecorder()
-	controlHandler(nil, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodPost, leavePath, nil))
-	if answer.Code != http.StatusConflict || !strings.Contains(answer.Body.String(), "no section bgp") {
+	controlHandler(p, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodPost, leavePath, nil))
+	if answer.Code != http.StatusConflict || !strings.Contains(answer.Body.String(), errNoBGP.Error()) {
 		t.Errorf("%d %s", answer.Code, answer.Body)
 	}
 }

@@ -20,7 +20,6 @@ const eventRepaired = "RulesRepaired"
 
 // A loop makes Plans and hands them to the Parts.
 type loop struct {
-	config  Config
 	facts   Facts
 	runners []*runner
 	status  *status
@@ -38,6 +37,7 @@ type loop struct {
 
 	// mu guards the inputs; wake says that they changed.
 	mu       sync.Mutex
+	config   Config
 	snapshot *cluster.Snapshot
 	host     *cluster.Host
 	wake     chan struct{}
@@ -115,6 +115,21 @@ func (l *loop) setHost(h *cluster.Host) {
 	l.signal()
 }
 
+// setConfig takes another configuration, of which only BGP may be another than before.
+func (l *loop) setConfig(c Config) {
+	l.mu.Lock()
+	l.config = c
+	l.mu.Unlock()
+	l.signal()
+}
+
+// configuration is the one in force.
+func (l *loop) configuration() Config {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.config
+}
+
 func (l *loop) signal() {
 	select {
 	case l.wake <- struct{}{}:
@@ -178,7 +193,8 @@ func (l *loop) inputs() *cluster.Snapshot {
 // next makes the goal that follows g.
 func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 	start := time.Now()
-	plan := MakePlan(s, l.config, l.facts, g.plan)
+	config := l.configuration()
+	plan := MakePlan(s, config, l.facts, g.plan)
 	l.metrics.planned(time.Since(start))
 	for i := range plan.Services {
 		l.facts.Large[i] = plan.Services[i].Options.Large
@@ -186,7 +202,7 @@ func (l *loop) next(g goal, s *cluster.Snapshot) goal {
 	announce(g.plan, plan)
 	next := goal{g.revision + 1, plan}
 	l.metrics.changed(next, g.plan)
-	l.status.queued(next, s.Node(l.config.NodeName), start)
+	l.status.queued(next, s.Node(config.NodeName), start)
 	return next
 }
 
@@ -218,7 +234,8 @@ func (l *loop) doubt(why string) {
 		return
 	}
 	l.metrics.doubted()
-	l.remark("source", cluster.Note{Object: cluster.Ref{Kind: "Node", Name: l.config.NodeName, UID: l.config.NodeName}, Reason: cluster.ReasonListDoubted,
+	node := l.configuration().NodeName
+	l.remark("source", cluster.Note{Object: cluster.Ref{Kind: "Node", Name: node, UID: node}, Reason: cluster.ReasonListDoubted,
 		Detail: "a list of the cluster would delete more than half of it (" + why + "); what was known stays in force until a second look confirms that"})
 }
 

@@ -24,6 +24,9 @@ import (
 // Options are what an agent is started with.
 type Options struct {
 	Config Config
+	// Files and Flags are what Config was made of (see Configure). The files are read again when they change; without any, never.
+	Files Files
+	Flags func(*AgentConfiguration)
 	// Remarks are what was said of kube-proxy's configuration, for the log.
 	Remarks []Remark
 	// ClusterDir is a folder of manifests that the cluster is read from instead of the Kubernetes API that
@@ -82,21 +85,16 @@ func run(ctx context.Context, o Options) error {
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	var l *loop
-	var announcer *bgpPart
-	if o.Config.BGP != nil {
-		announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
-			announceSession(w.reporter.Event, self, peer, up)
-			l.kick(bgpName)
-		})
-		defer announcer.close()
-		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
-	}
+	announcer := newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
+		announceSession(w.reporter.Event, self, peer, up)
+		l.kick(bgpName)
+	})
+	defer announcer.close()
+	parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
-	if announcer != nil {
-		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
-	}
+	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}
@@ -111,7 +109,7 @@ func run(ctx context.Context, o Options) error {
 	}
 	w.guard(source.Count(saved), func(why string) { l.doubt(why) })
 	l.event = func(reason, message string) { w.reporter.Event(self, "Warning", reason, message) }
-	serving, err := o.servers(ctx, w, self, s, m)
+	serving, err := o.servers(ctx, w, self, l)
 	if err != nil {
 		return err
 	}
@@ -120,6 +118,11 @@ func run(ctx context.Context, o Options) error {
 			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
 		}}
 		serving = append(serving, socket.run)
+	}
+	if o.Files != (Files{}) {
+		again := newRereader(o, l.setConfig, func(notes ...cluster.Note) { l.remark("configuration", notes...) })
+		m.registry.MustRegister(again.metric())
+		serving = append(serving, again.run)
 	}
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	if l.saver != nil {
@@ -139,9 +142,7 @@ func run(ctx context.Context, o Options) error {
 		select {
 		case <-last.Done():
 		case <-ctx.Done():
-			if announcer != nil {
-				announcer.depart()
-			}
+			announcer.depart()
 		}
 		return nil
 	})
@@ -195,16 +196,16 @@ func (s *serviceParts) close() {
 // lastWords is how long an agent that has to end waits for the Event that says why.
 const lastWords = 2 * time.Second
 
-// servers returns the tasks that serve health and metrics. With bindAddressHardFail, an address that can't be bound is an
+// servers returns the tasks that serve a loop's health and metrics. With bindAddressHardFail, an address that can't be bound is an
 // error at once; else an Event on the own Node, self, and tried again.
-func (o Options) servers(ctx context.Context, w world, self cluster.Ref, s *status, m *metrics) (tasks []func(context.Context) error, err error) {
+func (o Options) servers(ctx context.Context, w world, self cluster.Ref, l *loop) (tasks []func(context.Context) error, err error) {
 	failed := func(s *server, err error) {
 		klog.ErrorS(err, "An address can't be bound", "address", s.addr)
 		w.reporter.Event(self, "Warning", s.reason, err.Error())
 	}
 	for _, server := range []*server{
-		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(s, m, time.Now)},
-		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(m, o.Config, time.Now)},
+		{what: "health", addr: o.Config.HealthzBindAddress, reason: "FailedToStartProxierHealthcheck", handler: healthHandler(l.status, l.metrics, time.Now)},
+		{what: "metrics", addr: o.Config.MetricsBindAddress, reason: "FailedToStartMetricServer", handler: metricsHandler(l.metrics, l.configuration, time.Now)},
 	} {
 		server.patience, server.again = listenPatience, serveAgain
 		switch {

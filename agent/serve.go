@@ -233,7 +233,7 @@ func textHeaders(w http.ResponseWriter) {
 //	/statusz    version, start and uptime, and where each part stands, for people
 //
 // and, with profiling, at /debug/quarantine what iptables-restore was given and said when it refused a Service.
-func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
+func metricsHandler(m *metrics, inForce func() Config, now func() time.Time) http.Handler {
 	mux := http.NewServeMux()
 	text := func(path, body string) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
@@ -245,12 +245,12 @@ func metricsHandler(m *metrics, c Config, now func() time.Time) http.Handler {
 	text("/healthz", "ok")
 	text("/healthz/ping", "ok")
 	text("/proxyMode", "iptables")
-	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, configz(c)) })
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, configz(inForce())) })
 	mux.HandleFunc("/statusz", func(w http.ResponseWriter, _ *http.Request) {
 		textHeaders(w)
 		fmt.Fprint(w, statusz(m, now()))
 	})
-	if c.EnableProfiling {
+	if inForce().EnableProfiling {
 		profile(mux)
 		mux.HandleFunc("/debug/quarantine", func(w http.ResponseWriter, _ *http.Request) {
 			textHeaders(w)

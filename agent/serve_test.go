@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 		v := l.status.view()
 		return v.parts[good.name].programmed > 0 && v.parts[bad.name].err != nil
 	})
-	handler := metricsHandler(l.metrics, l.config, time.Now)
+	handler := metricsHandler(l.metrics, l.configuration, time.Now)
 	get := func(path string) string {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
@@ -233,7 +233,8 @@ func TestHardFail(t *testing.T) {
 	reporter := &eventWriter{}
 	s := newStatus(nil, time.Minute)
 	serve := func(c Config) (int, error) {
-		tasks, err := Options{Config: c}.servers(t.Context(), world{reporter: reporter}, cluster.Ref{Kind: "Node", Name: "a"}, s, newMetrics(s, "test", nil))
+		l := newLoop(c, Facts{}, nil, newMetrics(s, "test", nil), s, nil)
+		tasks, err := Options{Config: c}.servers(t.Context(), world{reporter: reporter}, cluster.Ref{Kind: "Node", Name: "a"}, l)
 		return len(tasks), err
 	}
 	nobodys := "192.0.2.1:10249"
@@ -262,7 +263,7 @@ func TestProfiling(t *testing.T) {
 	})
 	s := newStatus(nil, time.Minute)
 	handler := func(profiling bool) http.Handler {
-		return metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: profiling}, time.Now)
+		return metricsHandler(newMetrics(s, "test", nil), func() Config { return Config{EnableProfiling: profiling} }, time.Now)
 	}
 	for _, c := range []struct {
 		profiling          bool
@@ -298,7 +299,7 @@ func TestQuarantinez(t *testing.T) {
 		Note:  cluster.Note{Object: cluster.Ref{Kind: "Service", Namespace: "default", Name: "web"}, Reason: cluster.ReasonQuarantined, Detail: "why"},
 		Input: "*nat\n-A KUBE-SVC-X -j NONSENSE\nCOMMIT\n", Stderr: "line 2 failed"}}}})
 	w := httptest.NewRecorder()
-	metricsHandler(newMetrics(s, "test", nil), Config{EnableProfiling: true}, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/debug/quarantine", nil))
+	metricsHandler(newMetrics(s, "test", nil), func() Config { return Config{EnableProfiling: true} }, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/debug/quarantine", nil))
 	if got, want := w.Body.String(), "Service default/web: Quarantined: why\n\nline 2 failed\n\n*nat\n-A KUBE-SVC-X -j NONSENSE\nCOMMIT\n\n\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -37,6 +37,8 @@ func controlHandler(p *bgpPart, kick func(part string)) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST "+leavePath, leaveHandler(p, kick, (*bgpPart).leave))
 	mux.Handle("POST "+undoPath, leaveHandler(p, kick, (*bgpPart).stay))
+	mux.HandleFunc("GET "+bgpPath, p.serveStatus)
+	mux.HandleFunc("GET "+bgpRoutesPath, p.serveRoutes)
 	return mux
 }
 

@@ -17,7 +17,7 @@ func TestConfigz(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	metricsHandler(newMetrics(newStatus(nil, time.Minute), "test", nil), c, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/configz", nil))
+	metricsHandler(newMetrics(newStatus(nil, time.Minute), "test", nil), func() Config { return c }, time.Now).ServeHTTP(w, httptest.NewRequest("GET", "/configz", nil))
 	var shown map[string]map[string]any
 	if err := json.Unmarshal(w.Body.Bytes(), &shown); err != nil || w.Header().Get("Content-Type") != "application/json" {
 		t.Fatalf("%s: %v", w.Body, err)

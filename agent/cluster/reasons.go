@@ -47,6 +47,10 @@ const (
 	ReasonSnapshotNotSaved = "SnapshotNotSaved"
 	// ReasonListDoubted: a list would delete more than half of the cluster, and a second look has not confirmed it yet.
 	ReasonListDoubted = "ListDoubted"
+	// ReasonConfigRefused: a file of the configuration has changed and is wrong; what was read before stays in force.
+	ReasonConfigRefused = "ConfigRefused"
+	// ReasonConfigNeedsRestart: a file of the configuration has changed in fields that count when the agent is restarted.
+	ReasonConfigNeedsRestart = "ConfigNeedsRestart"
 	// ReasonSocketFailed: the control socket can't be served; fairway's other commands can't ask the agent.
 	ReasonSocketFailed = "FailedToStartControlSocket"
 	// ReasonNotSupported: the object asks for something that no rule can do, such as endpoints by host name.

@@ -38,7 +38,7 @@ func newCommand() *cobra.Command {
 	klog.InitFlags(logs)
 	root.PersistentFlags().AddGoFlag(logs.Lookup("v"))
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), leaveCommand(), cleanupCommand(), versionCommand())
+	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), bgpCommand(), leaveCommand(), cleanupCommand(), versionCommand())
 	return root
 }
 
@@ -61,6 +61,7 @@ removes them.`,
 	initOnly := c.Flags().Bool("init-only", false, "set the sysctls that an agent needs, which takes a writable /proc/sys, and exit; needs no API")
 	c.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		o.Version = versionString()
+		o.Files, o.Flags = settings.files, settings.given
 		if o.Config, o.Remarks, err = settings.configure(); err != nil {
 			return err
 		}

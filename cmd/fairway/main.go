@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -20,6 +21,10 @@ func main() {
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "fairway:", err)
 		stop()
-		os.Exit(1)
+		code := 1
+		if e := (exitError{}); errors.As(err, &e) {
+			code = e.code
+		}
+		os.Exit(code)
 	}
 }

@@ -28,12 +28,15 @@ func newSettings(flags *pflag.FlagSet) *settings {
 
 // configure returns what the files and the flags say together.
 func (s *settings) configure() (agent.Config, []agent.Remark, error) {
-	return agent.Configure(s.files, func(c *agent.AgentConfiguration) {
-		s.flags.Visit(func(f *pflag.Flag) {
-			if carry := s.merge[f.Name]; carry != nil {
-				carry(c)
-			}
-		})
+	return agent.Configure(s.files, s.given)
+}
+
+// given carries over the flags that were given.
+func (s *settings) given(c *agent.AgentConfiguration) {
+	s.flags.Visit(func(f *pflag.Flag) {
+		if carry := s.merge[f.Name]; carry != nil {
+			carry(c)
+		}
 	})
 }
 

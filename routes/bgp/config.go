@@ -62,9 +62,10 @@ type Peer struct {
 	RestartTime time.Duration
 }
 
-// sameSession reports whether a peer can become the other without a new session.
+// sameSession reports whether a peer can become the other without a new session. Another file may have the same password; whether
+// it has, who reads it knows.
 func (p Peer) sameSession(o Peer) bool {
-	o.ConnectRetryTime = p.ConnectRetryTime
+	o.ConnectRetryTime, o.PasswordFile = p.ConnectRetryTime, p.PasswordFile
 	return p == o
 }
 

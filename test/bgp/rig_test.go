@@ -77,13 +77,15 @@ type rig struct {
 	p1, p2     *lab.Pod
 	outside    *lab.Client
 	agents     map[*lab.Node]*lab.Agent
+	// files are the agents' configurations.
+	files map[*lab.Node]string
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	l := lab.ForTest(t, topology())
 	cl, err := l.Cluster()
-	r := &rig{T: t, lab: l, cluster: cl, backend: lab.NFT, n1: l.Node("n1"), n2: l.Node("n2"), p1: l.Pod("p1"), p2: l.Pod("p2"), outside: l.Client("outside"), agents: map[*lab.Node]*lab.Agent{}}
+	r := &rig{T: t, lab: l, cluster: cl, backend: lab.NFT, n1: l.Node("n1"), n2: l.Node("n2"), p1: l.Pod("p1"), p2: l.Pod("p2"), outside: l.Client("outside"), agents: map[*lab.Node]*lab.Agent{}, files: map[*lab.Node]string{}}
 	r.ok(err)
 	for _, p := range []*lab.Pod{r.p1, r.p2} {
 		_, err := p.Serve(lab.Server{Name: p.Name, Proto: lab.TCP, Port: targetPort})
@@ -117,12 +119,10 @@ func (r *rig) eventually(bound time.Duration, condition func() error) {
 // start starts agents with a configuration, which is a section bgp or a whole file.
 func (r *rig) start(configuration string, nodes ...*lab.Node) {
 	r.Helper()
-	if !strings.HasPrefix(configuration, "apiVersion") {
-		configuration = "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n" + configuration
-	}
 	file := filepath.Join(r.TempDir(), "agent.yaml")
-	r.ok(os.WriteFile(file, []byte(configuration), 0o600))
+	r.ok(os.WriteFile(file, []byte(whole(configuration)), 0o600))
 	for _, n := range nodes {
+		r.files[n] = file
 		a, err := n.StartAgent(lab.AgentOptions{Cluster: r.cluster, Backend: r.backend, Flags: []string{"--config=" + file}})
 		r.ok(err)
 		r.agents[n] = a
@@ -130,6 +130,21 @@ func (r *rig) start(configuration string, nodes ...*lab.Node) {
 	for _, n := range nodes {
 		r.ok(r.agents[n].WaitReady(startBound))
 	}
+}
+
+// whole is a configuration file of which perhaps only some sections are given.
+func whole(configuration string) string {
+	if strings.HasPrefix(configuration, "apiVersion") {
+		return configuration
+	}
+	return "apiVersion: fairway.dev/v1alpha1\nkind: AgentConfiguration\n" + configuration
+}
+
+// edit replaces the configuration of a running agent.
+func (r *rig) edit(n *lab.Node, configuration string) {
+	r.Helper()
+	r.ok(os.WriteFile(r.files[n]+".new", []byte(whole(configuration)), 0o600))
+	r.ok(os.Rename(r.files[n]+".new", r.files[n]))
 }
 
 // restart starts an agent again as it was.

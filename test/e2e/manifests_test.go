@@ -33,6 +33,15 @@ func TestManifestConfiguration(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the file means %+v, want the defaults with mode NodeCIDR: %+v", got, want)
 	}
+	set, err := os.ReadFile(manifests(t, "base", "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, written := range []string{got.StateDir, filepath.Dir(got.ControlSocket)} { // the rest of the container is read-only
+		if !strings.Contains(string(set), "mountPath: "+written+"}") || !strings.Contains(string(set), "hostPath: {path: "+written+", ") {
+			t.Errorf("the DaemonSet does not mount %s from the host", written)
+		}
+	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

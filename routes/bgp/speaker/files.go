@@ -37,6 +37,7 @@ func readPassword(file string) (string, error) {
 func (s *Speaker) unlock(peers []bgp.Peer) (able []bgp.Peer, passwords map[netip.Addr]string) {
 	passwords = map[netip.Addr]string{}
 	clear(s.locked)
+	clear(s.unread)
 	for _, p := range peers {
 		if p.PasswordFile != "" {
 			password, err := readPassword(p.PasswordFile)
@@ -45,7 +46,7 @@ func (s *Speaker) unlock(peers []bgp.Peer) (able []bgp.Peer, passwords map[netip
 			case err == nil:
 				passwords[p.Address] = password
 			case r != nil && r.password != "":
-				passwords[p.Address] = r.password
+				passwords[p.Address], s.unread[p.Address] = r.password, err
 			default:
 				s.locked[p.Address] = err
 				continue

@@ -27,8 +27,12 @@ type Session struct {
 	Families [2]bool
 	// GracefulRestart tells that the peer will keep the node's routes over a restart.
 	GracefulRestart bool
+	// PeerRestart is what the peer's OPEN says about that; nil when it says nothing.
+	PeerRestart *PeerRestart
 	// Announced and Received count prefixes by family. None that is received is used.
 	Announced, Received [2]int
+	// PasswordError is why the password can't be read any more with which the session began; empty while it can.
+	PasswordError string
 	// LastError is the last thing that went wrong, also before the session came up; empty for nothing.
 	LastError string
 }
@@ -71,6 +75,9 @@ func (s *Speaker) Sessions() []Session {
 		}
 		key := peer.Address.String()
 		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {
+			if err := s.unread[peer.Address]; err != nil {
+				session.PasswordError = err.Error()
+			}
 			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(key)
 			session.read(p, announced)
 		}
@@ -85,7 +92,9 @@ func (s *Session) read(p *api.Peer, announced [2]int) {
 	if !s.Up() {
 		return
 	}
-	s.Families, s.GracefulRestart = negotiated(s.Peer, p.State.RemoteCap)
+	s.PeerRestart = peerRestart(p.State.RemoteCap)
+	s.GracefulRestart = s.PeerRestart != nil && s.Peer.RestartTime > 0
+	s.Families = negotiated(s.Peer, p.State.RemoteCap)
 	for _, f := range p.AfiSafis {
 		for i, family := range apiFamilies {
 			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
@@ -96,30 +105,26 @@ func (s *Session) read(p *api.Peer, announced [2]int) {
 	}
 }
 
-// negotiated reads what the peer's OPEN says: the families that it has, of those that the session is to carry, and whether it
-// keeps routes over a restart. One that names no family has IPv4 (RFC 4760, section 8). A restart helper need not name the
-// families that it keeps itself (RFC 4724, section 3).
-func negotiated(peer bgp.Peer, capabilities []*anypb.Any) (families [2]bool, restart bool) {
+// negotiated reads in the peer's OPEN which families it has, of those that the session is to carry. One that names no family has
+// IPv4 (RFC 4760, section 8).
+func negotiated(peer bgp.Peer, capabilities []*anypb.Any) (families [2]bool) {
 	named := false
 	for _, c := range capabilities {
 		value, err := c.UnmarshalNew()
 		if err != nil {
 			continue
 		}
-		switch c := value.(type) {
-		case *api.MultiProtocolCapability:
+		if c, ok := value.(*api.MultiProtocolCapability); ok {
 			named = true
 			for i, f := range apiFamilies {
 				families[i] = families[i] || peer.Families[i] && c.Family.GetAfi() == f.Afi && c.Family.GetSafi() == f.Safi
 			}
-		case *api.GracefulRestartCapability:
-			restart = peer.RestartTime > 0
 		}
 	}
 	if !named {
 		families[0] = peer.Families[0]
 	}
-	return families, restart
+	return families
 }
 
 func familyIndex(f cluster.Family) int {

@@ -29,9 +29,10 @@ type Speaker struct {
 	have bgp.Table
 	// wanted are the peers that there should be, in the order of their addresses.
 	wanted []bgp.Peer
-	// records are of the peers that gobgp has, locked are the reasons why it does not have others.
-	records map[netip.Addr]*record
-	locked  map[netip.Addr]error
+	// records are of the peers that gobgp has, locked are the reasons why it does not have others, unread those why the passwords
+	// of some that it has can't be read any more.
+	records        map[netip.Addr]*record
+	locked, unread map[netip.Addr]error
 	// left tells that Leave has ended the sessions, and no Sync came since.
 	left bool
 }
@@ -47,7 +48,7 @@ type record struct {
 
 // New returns a Speaker. changed is told of every session that comes up or goes down; it must not block, nor call the Speaker.
 func New(changed func(peer netip.Addr, up bool)) *Speaker {
-	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
+	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}, unread: map[netip.Addr]error{}}
 }
 
 // A Result is what a Sync did.
@@ -101,6 +102,13 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 		result.Again = turnCheck
 	}
 	return result, err
+}
+
+// Identity returns what the sessions are begun with for as long as the process lives; zero values before that is settled.
+func (s *Speaker) Identity() (asn uint32, routerID netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.have.ASN, s.have.RouterID
 }
 
 // start starts gobgp, with the policies that must be there before there is a peer.

@@ -2,6 +2,7 @@ package speaker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -169,6 +170,19 @@ func TestSpeaker(t *testing.T) {
 			t.Errorf("%+v", session)
 		}
 	}
+	sent, err := s.Routes(r1.at, Sent)
+	if text := fmt.Sprintf("%+v", sent); err != nil || len(sent) != 3 || time.Since(sent[1].Since) > bound || *sent[1].MED != 7 ||
+		!strings.Contains(text, "{Prefix:203.0.113.1/32 NextHop:127.0.0.1 ASPath:64512 64512 64512 Origin:IGP LocalPref:<nil> ") ||
+		!strings.Contains(text, "Communities:[64512:5 no-advertise] LargeCommunities:[1:2:3]") || !strings.Contains(text, "{Prefix:fd00:1::/64 NextHop:2001:db8::11 ") {
+		t.Errorf("sent are %s, %v", text, err)
+	}
+	received, err := s.Routes(r1.at, Received)
+	if text := fmt.Sprintf("%+v", received); err != nil || len(received) != 1 || !strings.HasPrefix(text, "[{Prefix:100.64.1.0/24 NextHop:127.0.0.11 ASPath:64501 Origin:IGP ") {
+		t.Errorf("received are %s, %v", text, err)
+	}
+	if asn, id := s.Identity(); asn != 64512 || id.String() != "192.0.2.11" {
+		t.Errorf("the identity is AS %d, %s", asn, id)
+	}
 
 	table.Paths = []bgp.Path{path("10.244.1.0/24", func(p *bgp.Path) { p.Attributes = &bgp.Attributes{MED: 9} }), path("10.244.9.0/24", nil)}
 	table.Peers = slices.Clone(table.Peers)
@@ -185,6 +199,9 @@ func TestSpeaker(t *testing.T) {
 	sync()
 	r1.eventually(all("100.64.1.0/24")...)
 	r2.eventually(all("100.64.2.0/24", "10.244.1.0/24 path [64512] via 127.0.0.1 med 9", "10.244.9.0/24 path [64512] via 127.0.0.1")...)
+	if _, err := s.Routes(r1.at, Sent); !errors.Is(err, ErrNoSession) {
+		t.Errorf("routes of a peer that is removed: %v", err)
+	}
 	if err := s.Close(100 * time.Millisecond); err != nil {
 		t.Error(err)
 	}
@@ -236,7 +253,7 @@ func TestLocked(t *testing.T) {
 	s := New(func(netip.Addr, bool) {})
 	locked := bgp.Peer{Address: netip.MustParseAddr("127.0.0.14"), Port: 1, ASN: 64504, Families: [2]bool{true, false}, HoldTime: 9 * time.Second,
 		KeepaliveTime: 3 * time.Second, ConnectRetryTime: time.Second, PasswordFile: filepath.Join(t.TempDir(), "password")}
-	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64503), locked}}
+	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64503), locked}, Paths: []bgp.Path{path("10.244.1.0/24", nil)}}
 	for _, c := range []struct{ text, want string }{{"", "no such file"}, {"\n", "is empty"}, {strings.Repeat("x", 81), "81 bytes"}} {
 		if c.text != "" {
 			if err := os.WriteFile(locked.PasswordFile, []byte(c.text), 0o600); err != nil {
@@ -251,6 +268,7 @@ func TestLocked(t *testing.T) {
 		}
 	}
 	eventually(t, "the other is up", func() bool { return s.Sessions()[0].Up() })
+	r.eventually("10.244.1.0/24 path [64512] via 127.0.0.1", "100.64.3.0/24 via 0.0.0.0")
 	if err := os.WriteFile(locked.PasswordFile, []byte("right\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -261,9 +279,15 @@ func TestLocked(t *testing.T) {
 	if err := os.Remove(locked.PasswordFile); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Sync(table); err != nil || s.Sessions()[1].Locked() {
-		t.Errorf("when the file is gone, the peer is, too: %+v, %v", s.Sessions()[1], err)
+	if _, err := s.Sync(table); err != nil || s.Sessions()[1].Locked() || !strings.Contains(s.Sessions()[1].PasswordError, "no such file") {
+		t.Errorf("when the file is gone, the peer is, too, or it is not told: %+v, %v", s.Sessions()[1], err)
 	}
+	// A session that had no password is not one that goes on without.
+	table.Peers[0].PasswordFile = locked.PasswordFile
+	if _, err := s.Sync(table); err != nil || !s.Sessions()[0].Locked() {
+		t.Errorf("a peer that is given a password that can't be read: %+v, %v", s.Sessions()[0], err)
+	}
+	r.eventually("100.64.3.0/24 via 0.0.0.0")
 	table.Peers = nil
 	if _, err := s.Sync(table); err != nil {
 		t.Error(err)
