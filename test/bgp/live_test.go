@@ -247,7 +247,9 @@ func TestEdits(t *testing.T) {
 		return strings.ReplaceAll(text, "OTHERFILE", filepath.Join(dir, "same"))
 	}
 	plain := configuration(liveEdit{})
-	r.changeNode(0, func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "example.com/maintenance", Effect: corev1.TaintEffectNoSchedule}} })
+	r.changeNode(0, func(n *corev1.Node) {
+		n.Spec.Taints = []corev1.Taint{{Key: "example.com/maintenance", Effect: corev1.TaintEffectNoSchedule}}
+	})
 	r.start(plain, r.n1)
 	stays := r.established(second, "")
 	since := r.established(first, "")
