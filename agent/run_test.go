@@ -9,7 +9,7 @@ import (
 func TestRunStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	c, err := (&AgentConfiguration{NodeName: "a"}).Config()
+	c, err := (&AgentConfiguration{NodeName: "a", ControlSocket: nowhere}).Config()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,8 +42,8 @@ func controlHandler(p *bgpPart, kick func(part string)) http.Handler {
 	return mux
 }
 
-// run serves until the context ends, and tries again for as long when that fails: who has no socket can't be asked, and routes
-// and rules all the same. The socket is removed at the end.
+// run serves until the context ends, and tries again for as long when that fails, which is no reason to end: an agent that can't
+// be asked keeps routes and rules all the same. The socket is removed at the end.
 func (s *controlSocket) run(ctx context.Context) error {
 	for told := false; ctx.Err() == nil; {
 		err := s.serve(ctx, func() {

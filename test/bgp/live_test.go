@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fairway-net/fairway/agent"
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
@@ -161,6 +163,26 @@ func documentedResets(t *testing.T) map[string]string {
 	return rows
 }
 
+// TestEveryFieldResets: the table of docs/bgp.md has each field of the section bgp; a peer's address is what makes it another one.
+func TestEveryFieldResets(t *testing.T) {
+	rows := ""
+	for row := range documentedResets(t) {
+		rows += " " + strings.ReplaceAll(row, ",", "") + " "
+	}
+	var check func(section reflect.Type, above string)
+	check = func(section reflect.Type, above string) {
+		for field := range section.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			if list := field.Type; list.Kind() == reflect.Slice && list.Elem().Kind() == reflect.Struct {
+				check(list.Elem(), above+name+".")
+			} else if !strings.Contains(rows, " "+above+name+" ") && above+name != "peers.address" {
+				t.Errorf("docs/bgp.md does not say what an edit of %s resets", above+name)
+			}
+		}
+	}
+	check(reflect.TypeFor[agent.BGPConfiguration](), "")
+}
+
 // setting is met when fairway bgp shows a setting of the first peer.
 func setting(text string) func(*rig, *gateway) error {
 	return func(r *rig, _ *gateway) error {
@@ -237,7 +259,7 @@ func TestEdits(t *testing.T) {
 	configuration := func(e liveEdit) string {
 		has := func(text, field string) bool { return strings.Contains(text, field) }
 		peer := []string{"address: 192.0.2.1", e.peer}
-		for _, field := range []string{"asn: 64500", "connectRetryTime: 1s", "passwordFile: " + passwords} {
+		for _, field := range []string{"asn: 64500", "connectRetryTime: 1s", "holdTime: 12s", "passwordFile: " + passwords} {
 			if name, _, _ := strings.Cut(field, ":"); !has(e.peer, name) {
 				peer = append(peer, field)
 			}
@@ -258,8 +280,8 @@ func TestEdits(t *testing.T) {
 	for _, e := range liveEdits {
 		resets, documented := rows[e.rows]
 		delete(rows, e.rows)
-		if !documented {
-			t.Errorf("docs/bgp.md does not say what an edit of %s resets", e.rows)
+		if !documented || !slices.Contains([]string{resetsNone, resetsThis, resetsWaiting}, resets) {
+			t.Errorf("docs/bgp.md does not say what an edit of %s resets: %q", e.rows, resets)
 			continue
 		}
 		began := time.Now()
@@ -299,7 +321,7 @@ func TestEdits(t *testing.T) {
 
 	// Another password, in the file that both peers have: both sessions begin anew, and come up when the gateways have it, too.
 	r.edit(r.n1, plain)
-	r.eventually(sessionBound, func() error { return setting("hold 30s keepalive 10s retry 1s")(r, first) })
+	r.eventually(sessionBound, func() error { return setting("hold 12s keepalive 4s retry 1s")(r, first) })
 	since = r.established(first, "")
 	delete(rows, "the password itself")
 	r.ok(os.WriteFile(passwords, []byte("another\n"), 0o600))
