@@ -204,6 +204,9 @@ they are told by a short session with each, also those that would keep the route
 					return err
 				}
 				o.BGP, o.StateDir = c.BGP, c.StateDir
+				if !cmd.Flags().Changed("control-socket") {
+					o.ControlSocket = c.ControlSocket
+				}
 			}
 			return agent.Cleanup(cmd.Context(), o, cmd.OutOrStdout())
 		},
