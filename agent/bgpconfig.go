@@ -34,6 +34,8 @@ type BGPConfiguration struct {
 	DrainOnTaints []string `json:"drainOnTaints,omitempty"`
 	// Leave says how a node takes leave of its peers.
 	Leave BGPLeave `json:"leave,omitzero"`
+	// KubeRouterAnnotations has the annotations of kube-router on Nodes and Services count.
+	KubeRouterAnnotations bool `json:"kubeRouterAnnotations,omitempty"`
 }
 
 // BGPLeave is the leave section of the bgp section.
@@ -110,7 +112,7 @@ const (
 
 // given tells whether the section asks for BGP. How to leave says nothing by itself: the manifests have its defaults.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes || b.KubeRouterAnnotations
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.
@@ -143,7 +145,12 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 	for i, p := range b.Peers {
 		out.Peers = append(out.Peers, p.check(fmt.Sprintf("bgp.peers[%d]", i), b.ASN, refuse))
 	}
-	if len(b.Peers) == 0 {
+	switch {
+	case b.KubeRouterAnnotations:
+		// Whose address and ASN are those of the annotation.
+		like := BGPPeer{Address: "192.0.2.1", ASN: b.ASN}.check("bgp.kubeRouterAnnotations", b.ASN, func(string, string, ...any) {})
+		out.KubeRouter = &like.Peer
+	case len(b.Peers) == 0:
 		refuse("bgp.peers", "are none, expected the routers to announce to, or no bgp at all")
 	}
 	if len(b.Announce) == 0 {

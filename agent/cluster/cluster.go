@@ -122,6 +122,8 @@ type Node struct {
 	ShuttingDown bool
 	// Labels are the Node's labels as "key=value", in order.
 	Labels []string
+	// KubeRouter is what kube-router's annotations say; nil without any.
+	KubeRouter *KubeRouterNode
 }
 
 // A Taint is a taint of a Node. Its Value may be empty.
@@ -211,6 +213,8 @@ type Service struct {
 	Affinity time.Duration
 	// Announce is what the annotation fairway.dev/announce says.
 	Announce AnnounceChoice
+	// KubeRouter is what kube-router's annotations say; nil without any.
+	KubeRouter *KubeRouterService
 	// Slices are the Service's EndpointSlices, ordered by name. A slice that did not change keeps its pointer.
 	Slices []*EndpointSlice
 }

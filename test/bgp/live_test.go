@@ -216,6 +216,7 @@ var liveEdits = []liveEdit{
 	{rows: "announce.addresses", rest: "announce: [{addresses: [PodCIDRs, LoadBalancerIPs]}]", applied: learns(localIP.String(), "!64512 64512")},
 	{rows: "announce.localPref", rest: "announce: [{addresses: [PodCIDRs, LoadBalancerIPs], localPref: 7}]", applied: logged("local-pref 7")},
 	{rows: "announceFromExcludedNodes", rest: "announceFromExcludedNodes: true", applied: learns("!" + localIP.String())},
+	{rows: "kubeRouterAnnotations", rest: "kubeRouterAnnotations: true", applied: nil},
 	{rows: "drainOnTaints, leave", rest: "drainOnTaints: [example.com/maintenance], leave: {noticeTime: 0s}", applied: logged("it has the taint example.com/maintenance:NoSchedule")},
 	{rows: "peers.connectRetryTime", peer: "connectRetryTime: 2s", applied: setting("retry 2s")},
 	{rows: "peers.passwordFile", peer: "passwordFile: OTHERFILE", applied: setting("retry 1s")},
