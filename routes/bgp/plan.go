@@ -27,7 +27,7 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 		return &Table{}, nil // the absence of the node has a Note already
 	}
 	p := planner{config: c, node: node}
-	t := &Table{ASN: c.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort}
+	t := &Table{ASN: c.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort, Import: c.Import}
 	if !t.RouterID.IsValid() {
 		t.RouterID = node.InternalIP(cluster.IPv4)
 	}

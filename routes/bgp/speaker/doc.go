@@ -3,7 +3,8 @@
 //
 // It refuses to be anything but an end of the network. Policies are set before there is a first peer, and reject by default:
 // nothing that a neighbour sends is taken into the table of routes, and nothing but what the Table has is sent, so a node
-// never becomes transit between two gateways. There is no API to talk to, and no listening socket unless the Table has a port.
+// never becomes transit between two gateways. That is so also when neighbours' routes are asked for ([Speaker.Received]): they are
+// read where gobgp keeps what it rejected. There is no API to talk to, and no listening socket unless the Table has a port.
 //
 // What gobgp 3 asks for:
 //

@@ -26,8 +26,12 @@ type Session struct {
 	Families [2]bool
 	// GracefulRestart tells that the peer will keep the node's routes over a restart.
 	GracefulRestart bool
-	// Announced and Received count prefixes by family. None that is received is used.
+	// Announced and Received count prefixes by family.
 	Announced, Received [2]int
+	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so.
+	Complete bool
+	// TooMany tells that the peer sent more than its MaxPrefixes, and that the session has been ended for a while.
+	TooMany bool
 	// LastError is the last thing that went wrong, also before the session came up; empty for nothing.
 	LastError string
 }
@@ -77,15 +81,18 @@ func (s *Speaker) Sessions() []Session {
 // read fills in what gobgp knows.
 func (s *Session) read(p *api.Peer, announced [2]int) {
 	s.State = strings.ToLower(p.State.SessionState.String())
+	s.TooMany = p.State.AdminState == api.PeerState_PFX_CT
 	if !s.Up() {
 		return
 	}
+	s.Complete = true
 	s.Families, s.GracefulRestart = negotiated(s.Peer, p.State.RemoteCap)
 	for _, f := range p.AfiSafis {
 		for i, family := range apiFamilies {
 			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
 				s.Received[i] = int(f.State.Received)
 				s.Announced[i] = announced[i]
+				s.Complete = s.Complete && f.MpGracefulRestart.GetState().GetEndOfRibReceived()
 			}
 		}
 	}

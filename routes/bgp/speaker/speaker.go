@@ -19,12 +19,15 @@ import (
 // A Speaker keeps BGP sessions. Before the first Sync with a Table that has a RouterID it is nothing but a value. Its methods
 // may be called from any goroutine.
 type Speaker struct {
-	changed func(peer netip.Addr, up bool)
-	log     *logger
+	changed  func(peer netip.Addr, up bool)
+	received func()
+	log      *logger
 
 	mu      sync.Mutex // guards what follows
 	server  *server.BgpServer
 	started bool
+	// watching tells that gobgp tells of what peers announce.
+	watching bool
 	// have is what gobgp has, with the identity that it was started with.
 	have bgp.Table
 	// wanted are the peers that there should be, in the order of their addresses.
@@ -43,9 +46,10 @@ type record struct {
 	up, beenUp bool
 }
 
-// New returns a Speaker. changed is told of every session that comes up or goes down; it must not block, nor call the Speaker.
-func New(changed func(peer netip.Addr, up bool)) *Speaker {
-	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
+// New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
+// else than before. They must not block, nor call the Speaker.
+func New(changed func(peer netip.Addr, up bool), received func()) *Speaker {
+	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
 }
 
 // A Result is what a Sync did.
@@ -75,6 +79,11 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 			return Result{}, nil
 		}
 		if err := s.start(want); err != nil {
+			return Result{}, err
+		}
+	}
+	if len(want.Import) > 0 {
+		if err := s.watchReceived(); err != nil {
 			return Result{}, err
 		}
 	}
@@ -271,6 +280,7 @@ func (s *Speaker) event(e *api.WatchEventResponse) {
 	if s.record(a, up) {
 		s.changed(a, up)
 	}
+	s.received() // also when a peer has restarted, or took too long for it
 }
 
 // record records whether a session is up, and reports whether that is new.
