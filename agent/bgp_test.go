@@ -41,7 +41,7 @@ func balanced(names ...string) *Plan {
 func TestAnnouncedWhenProgrammed(t *testing.T) {
 	const none, ab = "10.244.1.0/24", "10.96.0.0/16 10.244.1.0/24 203.0.113.1/32 203.0.113.2/32"
 	rules := rulesPrefix + cluster.IPv4.String()
-	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, func(netip.Addr, bool) {})
+	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, func(netip.Addr, bool) {}, func() {})
 	ready := func(when string, plan *Plan, want string, wantComplete bool) {
 		t.Helper()
 		table, complete := p.ready(plan.BGP)
@@ -155,7 +155,7 @@ func TestSessionNotes(t *testing.T) {
 
 // TestRouterIDChanged: the identifier stays what it was at first, and a Note says so.
 func TestRouterIDChanged(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {})
+	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
 	plan := balanced()
 	for _, c := range []struct{ address, want string }{{"192.0.2.11", ""}, {"192.0.2.12", cluster.ReasonBGPRouterIDChanged}, {"192.0.2.11", ""}} {
 		table := *plan.BGP

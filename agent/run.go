@@ -82,19 +82,27 @@ func run(ctx context.Context, o Options) error {
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	var l *loop
 	var announcer *bgpPart
+	learnedConn, err := rtnl.OpenLearned()
+	if err != nil {
+		return err
+	}
+	defer learnedConn.Close()
+	learned := &learnedPart{conn: learnedConn, nodeName: o.Config.NodeName}
 	if o.Config.BGP != nil {
 		announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
 			announceSession(w.reporter.Event, self, peer, up)
 			l.kick(bgpName)
-		})
+		}, func() { l.kick(learnedName) })
 		defer announcer.close()
+		learned.speaker = announcer.speaker
 		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
 	}
+	parts = append(parts, learned)
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if announcer != nil {
-		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
+		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, learned.installed})
 	}
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
@@ -128,6 +136,7 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) },
 		func(ctx context.Context) error { return watchRules(ctx, backend, l, services.rules) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
 }
@@ -362,10 +371,17 @@ func Cleanup(ctx context.Context, backend string, out io.Writer) error {
 }
 
 func cleanRoutes(ctx context.Context) (removed int, err error) {
-	conn, err := rtnl.Open()
-	if err != nil {
-		return 0, err
+	for _, open := range []func() (*rtnl.Conn, error){rtnl.Open, rtnl.OpenLearned} {
+		conn, err := open()
+		if err != nil {
+			return removed, err
+		}
+		defer conn.Close()
+		n, err := conn.Cleanup(ctx)
+		removed += n
+		if err != nil {
+			return removed, err
+		}
 	}
-	defer conn.Close()
-	return conn.Cleanup(ctx)
+	return removed, nil
 }

@@ -63,7 +63,7 @@ func apiAttributes(asn uint32, a *bgp.Attributes) (list []*anypb.Any) {
 		for i := range numbers {
 			numbers[i] = asn
 		}
-		list = append(list, pack(&api.AsPathAttribute{Segments: []*api.AsSegment{{Type: asSequence, Numbers: numbers}}}))
+		list = append(list, pack(&api.AsPathAttribute{Segments: []*api.AsSegment{{Type: api.AsSegment_AS_SEQUENCE, Numbers: numbers}}}))
 	}
 	if a.MED != 0 {
 		list = append(list, pack(&api.MultiExitDiscAttribute{Med: a.MED}))

@@ -12,14 +12,6 @@ import (
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
-// Types of AS_PATH segments (RFC 4271, RFC 5065).
-const (
-	asSet            = 1
-	asSequence       = 2
-	asConfedSequence = 3
-	asConfedSet      = 4
-)
-
 // Received returns the paths inside ranges that the peers announce, as they came: what gobgp keeps of each peer for itself
 // (Adj-RIB-In), never its table of routes, which has nothing but what is announced here. A peer that restarts gracefully still
 // announces what it did, for as long as it asked for.
@@ -101,7 +93,7 @@ func read(p *api.Path) (r bgp.Received, ok bool) {
 		case *api.OriginAttribute:
 			r.Origin = uint8(m.Origin)
 		case *api.AsPathAttribute:
-			r.ASPath, r.PathLength = asPath(m.Segments)
+			r.ASPath, r.PathLength = asNumbers(m.Segments)
 		case *api.NextHopAttribute:
 			r.NextHop = first(m.NextHop)
 		case *api.MpReachNLRIAttribute:
@@ -129,16 +121,15 @@ func first(texts ...string) netip.Addr {
 	return a.Unmap()
 }
 
-// asPath returns all autonomous systems of a path, and its length.
-func asPath(segments []*api.AsSegment) (numbers []uint32, length int) {
+// asNumbers returns all autonomous systems of an AS_PATH, and its length.
+func asNumbers(segments []*api.AsSegment) (numbers []uint32, length int) {
 	for _, s := range segments {
 		numbers = append(numbers, s.Numbers...)
 		switch s.Type {
-		case asSequence:
+		case api.AsSegment_AS_SEQUENCE:
 			length += len(s.Numbers)
-		case asSet:
+		case api.AsSegment_AS_SET:
 			length++
-		case asConfedSequence, asConfedSet:
 		}
 	}
 	return numbers, length

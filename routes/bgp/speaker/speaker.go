@@ -234,8 +234,8 @@ func (s *Speaker) restarting() (is bool) {
 	return is
 }
 
-// pardon is how long a session stays ended whose peer sent too many prefixes.
-const pardon = time.Minute
+// Pardon is how long a session stays ended whose peer sent too many prefixes.
+const Pardon = time.Minute
 
 // forgive tries peers again that had sent too many prefixes: gobgp would not.
 func (s *Speaker) forgive() error {
@@ -244,7 +244,7 @@ func (s *Speaker) forgive() error {
 	// It fails for no reason but a nil request.
 	_ = s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
-		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > pardon {
+		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
 			guilty = append(guilty, p.Conf.NeighborAddress)
 		}
 	})

@@ -225,7 +225,7 @@ func TestTooMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.records[r.at].since = time.Now().Add(-2 * pardon)
+	s.records[r.at].since = time.Now().Add(-2 * Pardon)
 	s.mu.Unlock()
 	sync()
 	eventually(t, "there is a session again", func() bool { return s.Sessions()[0].Up() && !s.Sessions()[0].TooMany })
