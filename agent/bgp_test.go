@@ -139,6 +139,8 @@ func TestSessionNotes(t *testing.T) {
 		{"lost", speaker.Session{Peer: peer, State: "idle", Since: now, BeenUp: true}, "BGPSessionDown: The session with the BGP peer 192.0.2.1 (AS 64500) is down: no answer.", 0},
 		{"no password", speaker.Session{Peer: peer, State: "no-password", LastError: "read the password: no such file"},
 			"BGPPasswordMissing: There is no session with the BGP peer 192.0.2.1: read the password: no such file.", sessionPatience},
+		{"sent too much", speaker.Session{Peer: bgp.Peer{Address: peer.Address, ASN: 64500, MaxPrefixes: 100}, State: "idle", Since: now.Add(-20 * time.Second), BeenUp: true, TooMany: true},
+			"BGPTooManyPrefixes: The BGP peer 192.0.2.1 (AS 64500) sent more than 100 prefixes of a family; its session is ended, and tried again after 1m0s.", 41 * time.Second},
 		{"keeps routes", speaker.Session{Peer: restarts, State: "established", GracefulRestart: true}, "", 0},
 		{"does not keep routes", speaker.Session{Peer: restarts, State: "established"}, "BGPNoGracefulRestart: The BGP peer 192.0.2.1 does not keep", 0},
 	} {

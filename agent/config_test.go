@@ -197,6 +197,27 @@ func TestNodeName(t *testing.T) {
 	}
 }
 
+// TestBGPExamples: the blocks of docs/bgp.md are good, the second as a part of the first.
+func TestBGPExamples(t *testing.T) {
+	t.Setenv("NODE_NAME", "n1")
+	text, err := os.ReadFile("../docs/bgp.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")
+	if len(blocks) != 3 {
+		t.Fatalf("docs/bgp.md has %d blocks of YAML, expected 2", len(blocks)-1)
+	}
+	whole := ""
+	for _, b := range blocks[1:] {
+		block, _, _ := strings.Cut(b, "```")
+		whole += block
+	}
+	if c, err := configure(t, whole); err != nil || len(c.BGP.Import) != 3 {
+		t.Errorf("%+v, %v", c.BGP, err)
+	}
+}
+
 func TestBGPConfiguration(t *testing.T) {
 	t.Setenv("NODE_NAME", "n1")
 	c, err := configure(t, head+`
