@@ -129,6 +129,9 @@ func run(ctx context.Context, o Options) error {
 	if l.saver != nil {
 		serving = append(serving, l.saver.run)
 	}
+	if announcer != nil {
+		serving = append(serving, func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) })
+	}
 	if saved != nil {
 		serving = append(serving, func(ctx context.Context) error {
 			l.fallBack(ctx, saved, w.lost)
@@ -140,7 +143,6 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
-		func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) },
 		func(ctx context.Context) error { return watchRules(ctx, backend, l, services.rules) },
 		func(ctx context.Context) error { return endWhen(ctx, rulesPossible) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)

@@ -89,6 +89,11 @@ func TestReceived(t *testing.T) {
 	eventually(t, "there is word of one that is withdrawn", func() bool { return told.Load() > before })
 	received(first, other, inner, inner17)
 
+	all, err := s.Received([]bgp.ImportRange{{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Most: 32}, ranges[0]})
+	if err != nil || len(all) != 7 || !slices.ContainsFunc(all, func(p bgp.Received) bool { return p.Prefix.Bits() == 0 }) {
+		t.Errorf("of all addresses: %+v, %v; expected 4 paths of one peer and 3 of the other", all, err)
+	}
+
 	before = told.Load()
 	table.Peers = table.Peers[1:]
 	sync()
