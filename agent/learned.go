@@ -69,10 +69,11 @@ func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report
 	if plan.Snapshot.Node(p.nodeName) == nil {
 		return Report{}, nil // what is the cluster's own, and what is announced to whom, is not known
 	}
-	want, notes, err := p.want(plan)
+	received, err := p.speaker.Received(plan.BGP.Import)
 	if err != nil {
 		return Report{}, err
 	}
+	want, notes := plan.Learned(received)
 	sessions := p.speaker.Sessions()
 	var retry time.Duration
 	if p.settled = p.settled || toldAll(sessions, p.began, time.Now()); !p.settled {
@@ -94,14 +95,9 @@ func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report
 	return report, err
 }
 
-// want returns the routes to what peers announce now.
-func (p *learnedPart) want(plan *Plan) (*routes.Table, []cluster.Note, error) {
-	received, err := p.speaker.Received(plan.BGP.Import)
-	if err != nil {
-		return nil, nil, err
-	}
-	table, notes := routes.PlanLearned(plan.Snapshot, plan.config.routes(), bgp.Select(plan.BGP, received))
-	return table, notes, nil
+// Learned returns the routes to what BGP peers announce, as far as it is to be imported, and Notes for what of it gets none.
+func (p *Plan) Learned(received []bgp.Received) (*routes.Table, []cluster.Note) {
+	return routes.PlanLearned(p.Snapshot, p.config.routes(), bgp.Select(p.BGP, received))
 }
 
 // clear removes what an earlier agent, or an earlier configuration, had imported.
