@@ -69,14 +69,15 @@ func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report
 	if plan.Snapshot.Node(p.nodeName) == nil {
 		return Report{}, nil // what is the cluster's own, and what is announced to whom, is not known
 	}
+	// Before it is read what they told: a peer that tells the last of it in between is believed the next time.
+	p.settled = p.settled || toldAll(p.speaker.Sessions(), p.began, time.Now())
 	received, err := p.speaker.Received(plan.BGP.Import)
 	if err != nil {
 		return Report{}, err
 	}
 	want, notes := plan.Learned(received)
-	sessions := p.speaker.Sessions()
 	var retry time.Duration
-	if p.settled = p.settled || toldAll(sessions, p.began, time.Now()); !p.settled {
+	if !p.settled {
 		retry = time.Second
 	}
 	apply := p.conn.Sync

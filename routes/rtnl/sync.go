@@ -238,10 +238,11 @@ func (s *step) written(to *[]routes.Route, verb string, r routes.Route, err erro
 
 // remove deletes one route of ours; the protocol in the request keeps the kernel from taking another's instead.
 func (s *step) remove(r routes.Route, tos uint8) {
-	r.Hops = nil // what goes, goes with all next hops; in which order the kernel has them does not matter
+	request := r
+	request.Hops = nil // what goes, goes with all next hops; in which order the kernel has them does not matter
 	header := nl.NewRtDelMsg()
 	header.Tos = tos
-	switch err := s.conn.write(unix.RTM_DELROUTE, 0, header, r); {
+	switch err := s.conn.write(unix.RTM_DELROUTE, 0, header, request); {
 	case err == nil:
 		s.report.Deleted = append(s.report.Deleted, r)
 	case !gone(err):
