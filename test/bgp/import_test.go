@@ -129,7 +129,7 @@ func TestImport(t *testing.T) {
 		alone[i] = viaOne(n, map[bool]string{true: gw1v6, false: gw1}[strings.Contains(n, "::")])
 	}
 	r.hasLearned(r.n1, alone...)
-	for _, note := range []string{"0.0.0.0/0 is not imported", "::/0 is not imported", "10.244.2.0/25 is not imported", "10.96.0.0/24 is not imported", "192.0.2.0/25 is not imported", "fd00:10:244:2::/64 is not imported"} {
+	for _, note := range []string{"0.0.0.0/0, ::/0 is not imported", "10.244.2.0/25 is not imported", "10.96.0.0/24 is not imported", "192.0.2.0/25 is not imported", "fd00:10:244:2::/64 is not imported"} {
 		r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonImportRefused, note) })
 	}
 	ping := func() error {

@@ -19,8 +19,8 @@ func (s *Speaker) Received(ranges []bgp.ImportRange) (paths []bgp.Received, err 
 	peers, asn := s.known()
 	for _, p := range peers {
 		for i, f := range cluster.Families {
-			lookups, some := longer(ranges, f)
-			if !p.Families[i] || !some {
+			lookups := longer(ranges, f)
+			if !p.Families[i] || lookups == nil {
 				continue
 			}
 			request := &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: apiFamilies[i], Prefixes: lookups}
@@ -56,21 +56,16 @@ func (s *Speaker) has(a netip.Addr) bool {
 	return s.records[a] != nil
 }
 
-// longer asks for everything inside the ranges of one family, or for everything there is when one of them is all addresses: gobgp
-// would leave the default route out. some is false when there are no ranges.
-func longer(ranges []bgp.ImportRange, f cluster.Family) (lookups []*api.TableLookupPrefix, some bool) {
+// longer asks for everything inside the ranges of one family; it is nil when there are none.
+func longer(ranges []bgp.ImportRange, f cluster.Family) (lookups []*api.TableLookupPrefix) {
 	var asked []netip.Prefix
 	for _, r := range ranges {
-		switch {
-		case cluster.FamilyOf(r.Prefix.Addr()) != f || slices.Contains(asked, r.Prefix):
-		case r.Prefix.Bits() == 0:
-			return nil, true
-		default:
+		if cluster.FamilyOf(r.Prefix.Addr()) == f && !slices.Contains(asked, r.Prefix) {
 			asked = append(asked, r.Prefix)
 			lookups = append(lookups, &api.TableLookupPrefix{Prefix: r.Prefix.String(), Type: api.TableLookupPrefix_LONGER})
 		}
 	}
-	return lookups, len(lookups) > 0
+	return lookups
 }
 
 // read reads a path; ok is false for one that makes no sense.
