@@ -117,6 +117,8 @@ func TestImport(t *testing.T) {
 	ns2 := r.lab.Client("gw2").Namespace
 	_, err := ns2.Run("ip", "addr", "add", "172.22.0.1/32", "dev", "lo")
 	r.ok(err)
+	_, err = ns2.Serve(lab.Server{Name: "behind", Proto: lab.TCP, Port: targetPort})
+	r.ok(err)
 	hostile := announced{
 		v4: []string{everywhere, "172.21.0.0/16", "172.30.0.0/16", "0.0.0.0/0", "10.244.2.0/25", "10.96.0.0/24", "192.0.2.0/25", "100.64.1.1/32"},
 		v6: []string{"2001:db8:20::/48", "2001:db8:21::/48", "::/0", "fd00:10:244:2::/64"},
@@ -132,12 +134,14 @@ func TestImport(t *testing.T) {
 	for _, note := range []string{"0.0.0.0/0, ::/0 is not imported", "10.244.2.0/25 is not imported", "10.96.0.0/24 is not imported", "192.0.2.0/25 is not imported", "fd00:10:244:2::/64 is not imported"} {
 		r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonImportRefused, note) })
 	}
-	ping := func() error {
-		_, err := r.n1.Run("ping", "-c1", "-W1", "172.22.0.1")
-		return err
+	behind := func() error {
+		if result := r.n1.Ask(tcp(addr("172.22.0.1"), targetPort)); result.Outcome != lab.OK {
+			return fmt.Errorf("what is behind the second gateway: %s", result)
+		}
+		return nil
 	}
-	if ping() == nil {
-		t.Error("an address behind the second gateway is reached before there is a route")
+	if behind() == nil {
+		t.Error("what is behind the second gateway is reached before there is a route")
 	}
 
 	g2 := startFRR(t, ns2, `
@@ -163,7 +167,7 @@ router bgp 64501
 	both := []string{viaBoth(everywhere, gw1, gw2), alone[1], viaOne("172.22.0.0/16", gw2),
 		viaBoth("2001:db8:20::/48", gw1v6, gw2v6), alone[3], viaOne("2001:db8:22::/48", gw2v6)}
 	r.hasLearned(r.n1, both...)
-	r.eventually(sessionBound, ping)
+	r.eventually(sessionBound, behind)
 	if v := r.metric(r.n1, `fairway_bgp_imported_routes{ip_family="IPv4"}`); v != 3 {
 		t.Errorf("fairway_bgp_imported_routes counts %v, expected 3", v)
 	}
@@ -203,7 +207,7 @@ router bgp 64501
 		}
 		return nil
 	})
-	if ping() == nil {
+	if behind() == nil {
 		t.Error("what is behind the second gateway is reached without a route")
 	}
 
