@@ -143,9 +143,34 @@ func (s *Speaker) watchReceived() error {
 	}
 	filters := []*api.WatchEventRequest_Table_Filter{{Type: api.WatchEventRequest_Table_Filter_ADJIN}, {Type: api.WatchEventRequest_Table_Filter_EOR}}
 	watch := &api.WatchEventRequest{Table: &api.WatchEventRequest_Table{Filters: filters}}
-	if err := s.server.WatchEvent(context.Background(), watch, func(*api.WatchEventResponse) { s.received() }); err != nil {
+	if err := s.server.WatchEvent(context.Background(), watch, s.announced); err != nil {
 		return fmt.Errorf("watch what BGP peers announce: %w", err)
 	}
 	s.watching = true
 	return nil
+}
+
+// announced is told by gobgp of what peers announce and withdraw, and of End-of-RIB markers, which are paths without a prefix. (What gobgp
+// itself remembers of the markers can't be asked for: of a peer that comes from a restart, it takes them as received.)
+func (s *Speaker) announced(e *api.WatchEventResponse) {
+	for _, p := range e.GetTable().GetPaths() {
+		if p.Nlri == nil {
+			s.tellsNoMore(p)
+		}
+	}
+	s.received()
+}
+
+func (s *Speaker) tellsNoMore(marker *api.Path) {
+	a, err := netip.ParseAddr(marker.NeighborIp)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, f := range apiFamilies {
+		if r := s.records[a]; r != nil && marker.Family.GetAfi() == f.Afi {
+			r.told[i] = true
+		}
+	}
 }

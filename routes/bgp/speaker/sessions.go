@@ -28,7 +28,8 @@ type Session struct {
 	GracefulRestart bool
 	// Announced and Received count prefixes by family.
 	Announced, Received [2]int
-	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so.
+	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so, and it
+	// is heard only where there is something to import.
 	Complete bool
 	// TooMany tells that the peer sent more than its MaxPrefixes, and that the session has been ended for a while.
 	TooMany bool
@@ -72,6 +73,7 @@ func (s *Speaker) Sessions() []Session {
 		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {
 			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(key)
 			session.read(p, announced)
+			session.Complete = session.Up() && (r.told[0] || !session.Families[0]) && (r.told[1] || !session.Families[1])
 		}
 		sessions = append(sessions, session)
 	}
@@ -85,14 +87,12 @@ func (s *Session) read(p *api.Peer, announced [2]int) {
 	if !s.Up() {
 		return
 	}
-	s.Complete = true
 	s.Families, s.GracefulRestart = negotiated(s.Peer, p.State.RemoteCap)
 	for _, f := range p.AfiSafis {
 		for i, family := range apiFamilies {
 			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
 				s.Received[i] = int(f.State.Received)
 				s.Announced[i] = announced[i]
-				s.Complete = s.Complete && f.MpGracefulRestart.GetState().GetEndOfRibReceived()
 			}
 		}
 	}

@@ -44,6 +44,8 @@ type record struct {
 	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
 	up, beenUp bool
+	// told are the families of which the peer has sent all that it has, since the session came up.
+	told [2]bool
 }
 
 // New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
@@ -292,6 +294,9 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 		return false
 	}
 	r.up, r.beenUp, r.since = up, true, time.Now()
+	if !up {
+		r.told = [2]bool{}
+	}
 	return true
 }
 
