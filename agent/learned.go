@@ -142,7 +142,10 @@ func toldAll(sessions []speaker.Session, began, now time.Time) bool {
 	}
 	// A speaker that has not begun has no sessions.
 	return len(sessions) > 0 && !slices.ContainsFunc(sessions, func(s speaker.Session) bool {
-		return !s.Up() || !s.Complete && now.Sub(s.Since) < tellingPatience
+		if !s.Up() {
+			return !s.BeenUp // one that was lost has taken along what it had told, or gobgp keeps it
+		}
+		return !s.Complete && now.Sub(s.Since) < tellingPatience
 	})
 }
 

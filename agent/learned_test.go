@@ -26,6 +26,7 @@ func TestToldAll(t *testing.T) {
 		{"one has just come", []speaker.Session{complete, {State: "established", Since: now}}, time.Second, false},
 		{"one does not say when it is done", []speaker.Session{complete, silent}, time.Second, true},
 		{"one is down", []speaker.Session{complete, {State: "active", Since: now.Add(-time.Hour)}}, time.Second, false},
+		{"one was lost", []speaker.Session{complete, {State: "active", Since: now, BeenUp: true}}, time.Second, true},
 		{"one stays down", []speaker.Session{complete, {State: "active"}}, peersPatience + time.Second, true},
 		{"there are none", nil, peersPatience + time.Second, true},
 	} {
