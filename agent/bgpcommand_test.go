@@ -19,7 +19,7 @@ import (
 
 // TestShowWithoutBGP: an agent that has not begun, or has no BGP, says so; one that has no peers on this node prints none.
 func TestShowWithoutBGP(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {})
+	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	s := serveSocket(t, path, controlHandler(p, nil))
 	defer s.stop()

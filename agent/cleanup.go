@@ -41,12 +41,19 @@ func Cleanup(ctx context.Context, o CleanupOptions, out io.Writer) error {
 }
 
 func cleanRoutes(ctx context.Context) (removed int, err error) {
-	conn, err := rtnl.Open()
-	if err != nil {
-		return 0, err
+	for _, open := range []func() (*rtnl.Conn, error){rtnl.Open, rtnl.OpenLearned} {
+		conn, err := open()
+		if err != nil {
+			return removed, err
+		}
+		defer conn.Close()
+		n, err := conn.Cleanup(ctx)
+		removed += n
+		if err != nil {
+			return removed, err
+		}
 	}
-	defer conn.Close()
-	return conn.Cleanup(ctx)
+	return removed, nil
 }
 
 // leaveForGood has the peers know that the node is gone: by the agent, if one runs, else by a session with each that ends again.
@@ -82,11 +89,11 @@ func farewell(ctx context.Context, o CleanupOptions, out io.Writer) error {
 	if !table.RouterID.IsValid() {
 		return errors.New("the BGP peers may send to this node for some time: its BGP identifier is not known here; right would be bgp.routerID, or what the agent has saved in stateDir")
 	}
-	table.Paths, table.Draining = nil, nil
+	table.Paths, table.Draining, table.Import = nil, nil, nil
 	for i := range table.Peers {
 		table.Peers[i].RestartTime = 0
 	}
-	sp := speaker.New(func(netip.Addr, bool) {})
+	sp := speaker.New(func(netip.Addr, bool) {}, func() {})
 	if _, err := sp.Sync(table); err != nil {
 		return err
 	}

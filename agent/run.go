@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -88,13 +89,20 @@ func run(ctx context.Context, o Options) error {
 	announcer := newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
 		announceSession(w.reporter.Event, self, peer, up)
 		l.kick(bgpName)
-	})
+	}, func() { l.kick(learnedName) })
 	defer announcer.close()
-	parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
+	learnedConn, err := rtnl.OpenLearned()
+	if err != nil {
+		return err
+	}
+	defer learnedConn.Close()
+	learned := &learnedPart{conn: learnedConn, nodeName: o.Config.NodeName, speaker: announcer.speaker}
+	// BGP before the rules: what they will serve no more is withdrawn first.
+	parts = slices.Concat([]Part{announcer}, parts, []Part{learned})
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
-	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
+	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, learned.installed})
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}
@@ -150,6 +158,7 @@ func run(ctx context.Context, o Options) error {
 		w.reporter.Run,
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
+		func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) },
 		func(ctx context.Context) error { return watchRules(ctx, backend, l, services.rules) },
 		func(ctx context.Context) error { return endWhen(ctx, rulesPossible) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)

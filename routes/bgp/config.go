@@ -21,6 +21,8 @@ type Config struct {
 	Peers []PeerConfig
 	// Announce says what is announced, and how; what is in none of them is not. A Kind is in one of them at most.
 	Announce []Announcement
+	// Import are the prefixes that are taken from peers; none when empty.
+	Import []ImportRange
 	// FromExcluded announces addresses of Services also from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers.
 	FromExcluded bool
@@ -62,15 +64,21 @@ type Peer struct {
 	Password cluster.Secret `json:",omitzero"`
 	// HoldTime, KeepaliveTime and ConnectRetryTime are those of RFC 4271, in whole seconds.
 	HoldTime, KeepaliveTime, ConnectRetryTime time.Duration
+	// MaxPrefixes is how many prefixes of each family the peer may send before its session is ended.
+	MaxPrefixes uint32
 	// RestartTime is for how long the peer is asked to keep the node's routes when the session is lost (graceful restart,
 	// RFC 4724), in whole seconds; 0 for not at all.
 	RestartTime time.Duration
 }
 
+// DefaultMaxPrefixes is for a peer of which nothing else is said. Each prefix takes about 1.5 KB, whether it is imported or not, and a
+// router that sends a full table by mistake must not fill the node's memory.
+const DefaultMaxPrefixes = 20_000
+
 // sameSession reports whether a peer can become the other without a new session. Another file may have the same password; whether
 // it has, who reads it knows.
 func (p Peer) sameSession(o Peer) bool {
-	o.ConnectRetryTime, o.PasswordFile = p.ConnectRetryTime, p.PasswordFile
+	o.ConnectRetryTime, o.MaxPrefixes, o.PasswordFile = p.ConnectRetryTime, p.MaxPrefixes, p.PasswordFile
 	return p == o
 }
 

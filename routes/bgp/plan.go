@@ -28,7 +28,7 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 	}
 	p := planner{config: c, node: node, plain: plain}
 	p.annotated()
-	t := &Table{ASN: p.config.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort}
+	t := &Table{ASN: p.config.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort, Import: c.Import}
 	if !t.RouterID.IsValid() {
 		t.RouterID = node.InternalIP(cluster.IPv4)
 	}

@@ -33,7 +33,7 @@ func service(name, announce string) *cluster.Service {
 }
 
 func peer(address string) Peer {
-	p := Peer{Address: ip(address), Port: 179, ASN: 64500, HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute}
+	p := Peer{Address: ip(address), Port: 179, ASN: 64500, HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute, MaxPrefixes: DefaultMaxPrefixes}
 	p.Families[familyIndex(p.Address)] = true
 	return p
 }

@@ -216,7 +216,16 @@ var liveEdits = []liveEdit{
 	{rows: "announce.addresses", rest: "announce: [{addresses: [PodCIDRs, LoadBalancerIPs]}]", applied: learns(localIP.String(), "!64512 64512")},
 	{rows: "announce.localPref", rest: "announce: [{addresses: [PodCIDRs, LoadBalancerIPs], localPref: 7}]", applied: logged("local-pref 7")},
 	{rows: "announceFromExcludedNodes", rest: "announceFromExcludedNodes: true", applied: learns("!" + localIP.String())},
-	{rows: "kubeRouterAnnotations", rest: "kubeRouterAnnotations: true", applied: nil},
+	{rows: "import.prefixes, import.ge, import.le", rest: "import: [{prefixes: [100.64.0.0/16], ge: 24, le: 24}]", applied: func(r *rig, _ *gateway) error {
+		return kernelHas(r.n1.Namespace, cluster.IPv4, "100.64.1.0/24")
+	}},
+	{rows: "kubeRouterAnnotations", rest: "kubeRouterAnnotations: true", applied: func(r *rig, _ *gateway) error {
+		if kernelHas(r.n1.Namespace, cluster.IPv4, "100.64.1.0/24") == nil {
+			return errors.New("what was imported is left")
+		}
+		return nil
+	}},
+	{rows: "peers.maxPrefixes", peer: "maxPrefixes: 500", applied: setting("max-prefixes 500")},
 	{rows: "drainOnTaints, leave", rest: "drainOnTaints: [example.com/maintenance], leave: {noticeTime: 0s}", applied: logged("it has the taint example.com/maintenance:NoSchedule")},
 	{rows: "peers.connectRetryTime", peer: "connectRetryTime: 2s", applied: setting("retry 2s")},
 	{rows: "peers.passwordFile", peer: "passwordFile: OTHERFILE", applied: setting("retry 1s")},
