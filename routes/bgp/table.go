@@ -17,6 +17,8 @@ type Table struct {
 	ListenPort uint16
 	// Import are the prefixes that are taken from the peers; none when empty. What they announce is not part of the Table: see Select.
 	Import []ImportRange
+	// ImportReject are networks of which nothing is taken all the same.
+	ImportReject []netip.Prefix
 	// Peers are ordered by address, with no two of the same.
 	Peers []Peer
 	// Paths are ordered by prefix, with no two of the same.

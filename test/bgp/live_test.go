@@ -93,8 +93,9 @@ protocol bgp node1 {
 }
 `
 
-// since is when the session with the node changed its state, as the gateway has it, and whether it is up.
-func (g *gateway) since() (since string, up bool) {
+// since is when the session with the node changed its state, as the gateway has it, and whether it is up. BIRD reckons it anew each
+// time, and is not of one opinion about the milliseconds: a difference of some is none.
+func (g *gateway) since() (since time.Time, up bool) {
 	g.Helper()
 	out, err := g.ns.Run("birdc", "-s", filepath.Join(g.dir, "bird.ctl"), "show", "protocols", "node1")
 	if err != nil {
@@ -104,15 +105,22 @@ func (g *gateway) since() (since string, up bool) {
 	if m == nil {
 		g.Fatalf("BIRD shows no session with the node:\n%s", out)
 	}
-	return m[1], m[2] == "Established"
+	since, err = time.Parse("2006-01-02 15:04:05.000", m[1])
+	if err != nil {
+		g.Fatal(err)
+	}
+	return since, m[2] == "Established"
 }
 
+// same tells whether two times are of the same change: there is a second between two edits.
+func same(a, b time.Time) bool { return a.Sub(b).Abs() < 500*time.Millisecond }
+
 // established waits until the session is up, and returns since when; not before a moment that is given.
-func (r *rig) established(g *gateway, not string) (since string) {
+func (r *rig) established(g *gateway, not time.Time) (since time.Time) {
 	r.Helper()
 	r.eventually(sessionBound, func() (err error) {
 		var up bool
-		if since, up = g.since(); !up || since == not {
+		if since, up = g.since(); !up || same(since, not) {
 			return fmt.Errorf("the gateway's session is in a state since %s; up: %v; expected up, and not since %s", since, up, not)
 		}
 		return nil
@@ -283,8 +291,8 @@ func TestEdits(t *testing.T) {
 		n.Spec.Taints = []corev1.Taint{{Key: "example.com/maintenance", Effect: corev1.TaintEffectNoSchedule}}
 	})
 	r.start(plain, r.n1)
-	stays := r.established(second, "")
-	since := r.established(first, "")
+	stays := r.established(second, time.Time{})
+	since := r.established(first, time.Time{})
 	r.shows()
 
 	for _, e := range liveEdits {
@@ -304,14 +312,14 @@ func TestEdits(t *testing.T) {
 		}
 		switch {
 		case resets != resetsThis:
-			if now, up := first.since(); now != since || !up {
+			if now, up := first.since(); !same(now, since) || !up {
 				t.Errorf("%s: the session is in its state since %s, up %v; expected since %s", e.rows, now, up, since)
 			}
 		case !e.apart:
 			since = r.established(first, since)
 		default:
 			r.eventually(sessionBound, func() error {
-				if now, up := first.since(); now == since || up {
+				if now, up := first.since(); same(now, since) || up {
 					return fmt.Errorf("%s: the session was not reset, it is up since %s", e.rows, now)
 				}
 				return nil
@@ -322,7 +330,7 @@ func TestEdits(t *testing.T) {
 			r.edit(r.n1, plain)
 			since = r.established(first, since)
 		}
-		if now, up := second.since(); now != stays || !up {
+		if now, up := second.since(); !same(now, stays) || !up {
 			t.Errorf("%s: the session with the other gateway is in its state since %s, up %v; expected since %s", e.rows, now, up, stays)
 		}
 		t.Logf("%s: resets %s, %.1f s", e.rows, resets, time.Since(began).Seconds())
@@ -332,15 +340,16 @@ func TestEdits(t *testing.T) {
 	// Another password, in the file that both peers have: both sessions begin anew, and come up when the gateways have it, too.
 	r.edit(r.n1, plain)
 	r.eventually(sessionBound, func() error { return setting("hold 12s keepalive 4s retry 1s")(r, first) })
-	since = r.established(first, "")
+	since = r.established(first, time.Time{})
 	delete(rows, "the password itself")
 	r.ok(os.WriteFile(passwords, []byte("another\n"), 0o600))
 	for _, g := range []struct {
 		*gateway
-		id, since string
+		id    string
+		since time.Time
 	}{{first, "192.0.2.1", since}, {second, "192.0.2.2", stays}} {
 		r.eventually(sessionBound, func() error {
-			if now, up := g.gateway.since(); now == g.since || up {
+			if now, up := g.gateway.since(); same(now, g.since) || up {
 				return fmt.Errorf("the session with %s goes on with the old password", g.id)
 			}
 			return nil
@@ -359,7 +368,7 @@ func TestEdits(t *testing.T) {
 	if s := r.sessions(r.n1)["192.0.2.1"]; s.State != "established" || !strings.Contains(s.PasswordError, passwords) {
 		t.Errorf("without its password's file: %+v", s)
 	}
-	if now, up := first.since(); now != since || !up {
+	if now, up := first.since(); !same(now, since) || !up {
 		t.Errorf("when the password's file goes, the session is in its state since %s, up %v; expected since %s", now, up, since)
 	}
 
