@@ -38,6 +38,10 @@ type options struct {
 	churn   int           // changes at 20 a second, in each round
 	rest    time.Duration
 	slices  int // short times of connections, for each target
+
+	nodes int           // that there are routes to
+	vips  int           // that are announced
+	storm time.Duration // of changes of what is announced
 }
 
 // The parts of a run.
@@ -46,6 +50,8 @@ const (
 	partKernel      = "kernel"
 	partContenders  = "contenders"
 	partConnections = "connections"
+	partRoutes      = "routes"
+	partBGP         = "bgp"
 )
 
 func main() {
@@ -71,7 +77,7 @@ func parseFlags(args []string) (o options, err error) {
 		o.sizes, err = numbers(list)
 		return err
 	})
-	o.only = []string{partPlanning, partKernel, partContenders, partConnections}
+	o.only = []string{partPlanning, partKernel, partContenders, partConnections, partRoutes, partBGP}
 	f.Func("only", "`parts` to run (default "+strings.Join(o.only, ",")+")", func(list string) (err error) {
 		o.only, err = parts(list, o.only)
 		return err
@@ -82,13 +88,16 @@ func parseFlags(args []string) (o options, err error) {
 		return err
 	})
 	f.IntVar(&o.endpoints, "endpoints", 5, "endpoints of each Service")
-	f.IntVar(&o.full, "full", 5, "loads into an empty kernel, for each size and backend")
+	f.IntVar(&o.full, "full", 5, "loads into an empty kernel, for each size and backend, and rounds of "+partRoutes+" and "+partBGP)
 	f.IntVar(&o.rounds, "rounds", 2, "rounds of all contenders, for each size")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "how long a contender may take to program everything; one that does not is not tried again")
 	f.IntVar(&o.changes, "changes", 10, "changes after each load into the kernel, and single changes in each round")
 	f.IntVar(&o.churn, "churn", 300, "changes at 20 a second, in each round")
 	f.DurationVar(&o.rest, "rest", 35*time.Second, "time without changes in each round; the default has a full comparison of fairway's in it")
 	f.IntVar(&o.slices, "slices", 15, "times of 0.2 s in which connections are opened to each target")
+	f.IntVar(&o.nodes, "nodes", 5000, "nodes that there are routes to, in the part "+partRoutes)
+	f.IntVar(&o.vips, "vips", 10000, "addresses of Services that are announced, in the part "+partBGP)
+	f.DurationVar(&o.storm, "storm", 10*time.Second, "how long what is announced changes 1,000 times a second")
 	if err = f.Parse(args); err == nil && f.NArg() > 0 {
 		err = fmt.Errorf("unknown arguments: %q", f.Args())
 		fmt.Fprintln(f.Output(), err)
@@ -154,6 +163,15 @@ func (r *results) measure(ctx context.Context, o options) error {
 				return err
 			}
 			r.kernel = append(r.kernel, k)
+		}
+	}
+	if o.does(partRoutes) {
+		for families := 1; families <= 2; families++ {
+			routing, err := measureRoutes(ctx, families, o)
+			if err != nil {
+				return fmt.Errorf("routes of %d nodes: %w", o.nodes, err)
+			}
+			r.routing = append(r.routing, routing)
 		}
 	}
 	if o.does(partContenders) || o.does(partConnections) {

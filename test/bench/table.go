@@ -22,6 +22,7 @@ type results struct {
 	load     string // the load average at the start
 	planning []planning
 	kernel   []kernel
+	routing  []routing // with one family, and with both
 	beside   []beside
 }
 
@@ -40,6 +41,10 @@ func (r *results) print(w io.Writer, o options) error {
 			r.printKernel(out, b)
 			out.flush(w)
 		}
+	}
+	if len(r.routing) > 0 {
+		r.printRouting(out, o)
+		out.flush(w)
 	}
 	for _, b := range r.beside {
 		if o.does(partContenders) {
@@ -76,6 +81,20 @@ func (r *results) printKernel(t *table, b lab.Backend) {
 		by := k.by[b]
 		for i, s := range []sample{by.full.wall, by.full.cpu, by.change.wall, by.change.cpu, by.read.wall, by.read.cpu} {
 			rows[i] = append(rows[i], s.String())
+		}
+	}
+	t.write(head, rows...)
+}
+
+func (r *results) printRouting(t *table, o options) {
+	head := []string{fmt.Sprintf("Routes to %d nodes", o.nodes)}
+	rows := [][]string{{"`ip -batch`, from nothing"}, {"its processor time"}, {"fairway, from nothing"}, {"its processor time"}, {"as a part of that of `ip -batch`"}, {"allocated"},
+		{"one node more"}, {"its processor time"}, {"allocated"}, {"nothing to do"}, {"all gone"}}
+	for _, by := range r.routing {
+		head = append(head, [...]string{"", "IPv4", "IPv4 and IPv6"}[by.families]+fmt.Sprintf(", %d routes", by.routes))
+		for i, cell := range []string{by.batch.wall.String(), by.batch.cpu.String(), by.full.wall.String(), by.full.cpu.String(), fmt.Sprintf("%.2f", middle(by.ratio)), mebibytes(by.allocated),
+			by.more.wall.String(), by.more.cpu.String(), mebibytes(by.moreAllocated), by.nothing.wall.String(), by.remove.wall.String()} {
+			rows[i] = append(rows[i], cell)
 		}
 	}
 	t.write(head, rows...)
