@@ -42,6 +42,8 @@ type options struct {
 	nodes int           // that there are routes to
 	vips  int           // that are announced
 	storm time.Duration // of changes of what is announced
+
+	announcer bool // this process is the announcer of the part bgp
 }
 
 // The parts of a run.
@@ -64,7 +66,11 @@ func main() {
 	case err != nil:
 		os.Exit(2) // package flag has said why
 	}
-	if err := run(ctx, o, os.Stdout); err != nil {
+	do := run
+	if o.announcer {
+		do = func(context.Context, options, io.Writer) error { return runAnnouncer(o.vips, os.Stdin, os.Stdout) }
+	}
+	if err := do(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -98,6 +104,7 @@ func parseFlags(args []string) (o options, err error) {
 	f.IntVar(&o.nodes, "nodes", 5000, "nodes that there are routes to, in the part "+partRoutes)
 	f.IntVar(&o.vips, "vips", 10000, "addresses of Services that are announced, in the part "+partBGP)
 	f.DurationVar(&o.storm, "storm", 10*time.Second, "how long what is announced changes 1,000 times a second")
+	f.BoolVar(&o.announcer, "announcer", false, "used by the part "+partBGP+" itself: announce what standard input says")
 	if err = f.Parse(args); err == nil && f.NArg() > 0 {
 		err = fmt.Errorf("unknown arguments: %q", f.Args())
 		fmt.Fprintln(f.Output(), err)
@@ -173,6 +180,13 @@ func (r *results) measure(ctx context.Context, o options) error {
 			}
 			r.routing = append(r.routing, routing)
 		}
+	}
+	if o.does(partBGP) {
+		a, err := measureBGP(ctx, o)
+		if err != nil {
+			return fmt.Errorf("announcing: %w", err)
+		}
+		r.announcing = &a
 	}
 	if o.does(partContenders) || o.does(partConnections) {
 		return r.measureBeside(ctx, o)

@@ -19,11 +19,12 @@ import (
 
 // results is everything that was measured, one element for each size.
 type results struct {
-	load     string // the load average at the start
-	planning []planning
-	kernel   []kernel
-	routing  []routing // with one family, and with both
-	beside   []beside
+	load       string // the load average at the start
+	planning   []planning
+	kernel     []kernel
+	routing    []routing   // with one family, and with both
+	announcing *announcing // nil when it was not measured
+	beside     []beside
 }
 
 // print writes the tables, in Markdown.
@@ -44,6 +45,10 @@ func (r *results) print(w io.Writer, o options) error {
 	}
 	if len(r.routing) > 0 {
 		r.printRouting(out, o)
+		out.flush(w)
+	}
+	if r.announcing != nil {
+		r.announcing.print(out, o)
 		out.flush(w)
 	}
 	for _, b := range r.beside {
@@ -98,6 +103,17 @@ func (r *results) printRouting(t *table, o options) {
 		}
 	}
 	t.write(head, rows...)
+}
+
+func (a *announcing) print(t *table, o options) {
+	t.write([]string{"BGP", fmt.Sprintf("%d addresses of Services", o.vips)}, [][]string{
+		{"announced, until the router has all", a.announce.wall.String()}, {"its processor time", a.announce.cpu.String()},
+		{"withdrawn, until the router has none", a.withdraw.wall.String()}, {"its processor time", a.withdraw.cpu.String()},
+		{fmt.Sprintf("%d changes in %s: from the last until the router has the last state", a.changes, o.storm), a.storm.wall.String()},
+		{"its processor time, of one core", a.storm.cpu.share(o.storm)},
+		{"Plans made and told meanwhile", fmt.Sprint(a.plans)}, {"prefixes that the router was told of", fmt.Sprint(a.updates)},
+		{"resident memory, nothing announced", kibibytes(a.before)}, {"resident memory, all announced", kibibytes(a.after)},
+		{"most resident memory ever", kibibytes(a.peak)}, {"of that, the program's own code (mapped file)", kibibytes(a.file)}}...)
 }
 
 // rows are the lines of a table of contenders: what is told, what fairway should reach with 10,000 Services × 5 endpoints on legacy
