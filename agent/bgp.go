@@ -41,7 +41,8 @@ func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [
 
 // servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made
 // of: one port that does is enough.
-func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
+func servedAddresses(t *proxy.Table) []bgp.VIP {
+	vips := make([]bgp.VIP, 0, len(t.Ports))
 	for _, p := range t.Ports {
 		add := func(v proxy.Verdict, k bgp.Kind, addrs ...netip.Addr) {
 			if v != proxy.ToCluster && v != proxy.ToLocal {

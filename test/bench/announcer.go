@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -45,6 +47,9 @@ func runAnnouncer(services int, in io.Reader, out io.Writer) error {
 		Peers: []bgp.PeerConfig{{Peer: bgp.Peer{Address: routerAddr, Port: 179, ASN: routerASN, Families: [2]bool{true, false},
 			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: time.Second, RestartTime: 2 * time.Minute}}},
 		Announce: []bgp.Announcement{{Kinds: []bgp.Kind{bgp.PodCIDRs, bgp.ClusterIPs}, Attributes: bgp.Attributes{LocalPref: bgp.DefaultLocalPref}}}}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // as the agent does
+	}
 	a := &announcer{speaker: speaker.New(func(netip.Addr, bool) {}), config: c, snapshot: madeUp(services, 1)}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
@@ -115,26 +120,30 @@ func afterStorm(services int, changes []int) []bool {
 	return has
 }
 
-// storm publishes changes at stormRate, as a source does, while Plans are made and told as fast as that goes, each of the
-// latest Snapshot, as the agent does it. It returns how many there were; the last one is of all changes.
+// storm publishes changes at stormRate, as a source does, while Plans are made of what is the latest then, and told. After each
+// there is a rest as long as it took, as the agent's loop has it. It returns how many there were; the last one is of all changes.
 func (a *announcer) storm(n int) (plans int, err error) {
-	changes := stormy(len(a.snapshot.Services), n)
 	var mu sync.Mutex
-	latest := a.snapshot // guarded by mu
+	services := slices.Clone(a.snapshot.Services) // guarded by mu
+	latest := func() *cluster.Snapshot {
+		mu.Lock()
+		defer mu.Unlock()
+		s := *a.snapshot
+		s.Services = slices.Clone(services)
+		return &s
+	}
 	wake := make(chan struct{}, 1)
 	go func() {
 		defer close(wake)
 		start := time.Now()
-		for i, at := range changes {
+		for i, at := range stormy(len(services), n) {
 			time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / stormRate)))
 			mu.Lock()
-			next := *latest
-			next.Services = slices.Clone(latest.Services)
-			next.Services[at] = without(a.snapshot.Services[at])
-			if latest.Services[at] != a.snapshot.Services[at] {
-				next.Services[at] = a.snapshot.Services[at]
+			if full := a.snapshot.Services[at]; services[at] == full {
+				services[at] = without(full)
+			} else {
+				services[at] = full
 			}
-			latest = &next
 			mu.Unlock()
 			select {
 			case wake <- struct{}{}:
@@ -143,13 +152,12 @@ func (a *announcer) storm(n int) (plans int, err error) {
 		}
 	}()
 	for range wake {
-		mu.Lock()
-		s := latest
-		mu.Unlock()
-		if err := a.tell(s); err != nil {
+		start := time.Now()
+		if err := a.tell(latest()); err != nil {
 			return plans, err
 		}
 		plans++
+		time.Sleep(time.Since(start))
 	}
-	return plans + 1, a.tell(latest)
+	return plans + 1, a.tell(latest())
 }
