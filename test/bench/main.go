@@ -1,7 +1,8 @@
 // Command bench measures what large rule sets cost: deciding and rendering them, loading them into the kernel through both
 // kinds of iptables, and what a real agent and a real kube-proxy, side by side, do with the cluster of one real
 // kube-apiserver: processor time, memory, the time until a change has an effect on connections, and how many
-// connections their rules let through. It prints tables in Markdown, with the machine that the figures are of.
+// connections their rules let through. Besides, what the routes to very many nodes cost, beside ip -batch, and announcing very
+// many addresses to a router, BIRD. It prints tables in Markdown, with the machine that the figures are of.
 //
 // It needs root. Everything happens in network namespaces and a cgroup of its own, which it removes. It asserts nothing about
 // speed: a figure depends on the machine. A figure is printed only when what was measured also had the right result.
