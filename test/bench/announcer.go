@@ -48,7 +48,7 @@ func runAnnouncer(services int, in io.Reader, out io.Writer) error {
 			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: time.Second, RestartTime: 2 * time.Minute}}},
 		Announce: []bgp.Announcement{{Kinds: []bgp.Kind{bgp.PodCIDRs, bgp.ClusterIPs}, Attributes: bgp.Attributes{LocalPref: bgp.DefaultLocalPref}}}}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // as the agent does
+		debug.SetGCPercent(50) // as the agent does once everything is programmed
 	}
 	a := &announcer{speaker: speaker.New(func(netip.Addr, bool) {}), config: c, snapshot: madeUp(services, 1)}
 	lines := bufio.NewScanner(in)

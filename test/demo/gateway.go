@@ -11,14 +11,12 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
 const (
-	// agentConfig is the agents' configuration. The hold time is the shortest that there is, so that a demo can wait for it.
+	// agentConfig is the agents' configuration. Its times are short, so that a demo can wait for them.
 	agentConfig = `apiVersion: fairway.dev/v1alpha1
 kind: AgentConfiguration
 bgp:
@@ -27,19 +25,20 @@ bgp:
   - {address: 10.240.0.1, asn: 64500, holdTime: 3s, connectRetryTime: 1s}
   announce:
   - addresses: [PodCIDRs, ClusterIPs]
+  leave: {noticeTime: 1s}
 `
 	holdTime = 3 * time.Second
-	// routerConfig is BIRD's on the router. After an error, such as a hold time that is over, it would not have the node back for a
-	// minute.
+	// routerConfig is BIRD's on the router, that of docs/bgp.md with less to wait.
 	routerConfig = `log "%s" all;
 router id 10.240.0.1;
 protocol device { }
 protocol kernel { ipv4 { export all; }; merge paths on; }
-template bgp nodes {
-  local as 64500;
-  error wait time 1, 5;
-  ipv4 { import filter { if net ~ [ 10.200.0.0/16{24,24}, 10.32.0.0/24+ ] then accept; reject; }; export none; };
+filter from_nodes {
+  if (65535, 0) ~ bgp_community then bgp_local_pref = 0;
+  if net ~ [ 10.200.0.0/16{24,24}, 10.32.0.0/24+ ] then accept;
+  reject;
 }
+template bgp nodes { local as 64500; error wait time 1, 5; ipv4 { import filter from_nodes; export none; }; }
 protocol bgp node1 from nodes { neighbor 10.240.0.11 as 64512; }
 protocol bgp node2 from nodes { neighbor 10.240.0.12 as 64512; }
 protocol bgp node3 from nodes { neighbor 10.240.0.13 as 64512; }
@@ -160,7 +159,7 @@ func (d *demo) fromOutside() error {
 func (d *demo) drain(node string, on bool) error {
 	n := lab.NodeObject(d.lab.Node(node).NodeSpec)
 	if on {
-		n.Labels[corev1.LabelNodeExcludeBalancers] = ""
+		n.Annotations = map[string]string{"fairway.dev/drain": "true"}
 	}
 	d.cluster.SetNode(n)
 	return d.cluster.Write()
@@ -180,7 +179,7 @@ func (d *demo) nodeDrains() error {
 	if err := d.drain("node2", true); err != nil {
 		return err
 	}
-	d.out.text("node2 gets the label %s, while the client outside connects 500 times a second", corev1.LabelNodeExcludeBalancers)
+	d.out.text("node2 gets the annotation fairway.dev/drain: \"true\", while the client outside connects 500 times a second")
 	took, err := d.untilRouted([]string{"node1", "node3"}, everyNode)
 	if err != nil {
 		return err
