@@ -79,11 +79,11 @@ func (d *demo) nextHops(dst string) ([]string, error) {
 // returns how long that took.
 func (d *demo) untilRouted(service, pods []string) (time.Duration, error) {
 	start := time.Now()
-	want := map[string][]string{vip.Addr().String(): addresses(d, service)}
+	want := map[string][]string{vip.Addr().String(): d.addresses(service)}
 	for _, n := range d.lab.Topology.Nodes {
 		want[n.PodCIDRs[0].String()] = nil
 		if slices.Contains(pods, n.Name) {
-			want[n.PodCIDRs[0].String()] = addresses(d, []string{n.Name})
+			want[n.PodCIDRs[0].String()] = d.addresses([]string{n.Name})
 		}
 	}
 	err := d.await(func() error {
@@ -98,7 +98,7 @@ func (d *demo) untilRouted(service, pods []string) (time.Duration, error) {
 }
 
 // addresses are those of nodes.
-func addresses(d *demo, nodes []string) (list []string) {
+func (d *demo) addresses(nodes []string) (list []string) {
 	for _, n := range nodes {
 		list = append(list, d.lab.Node(n).Addr(cluster.IPv4).String())
 	}
