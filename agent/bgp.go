@@ -84,9 +84,10 @@ type rulesInKernel struct {
 	served map[netip.Addr]bool
 }
 
-// newBGPPart returns the Part for an agent with other parts. changed is told of sessions that come up or go down.
-func newBGPPart(nodeName string, others []Part, changed func(peer netip.Addr, up bool)) *bgpPart {
-	p := &bgpPart{speaker: speaker.New(changed), nodeName: nodeName, kernel: map[cluster.Family]*rulesInKernel{}}
+// newBGPPart returns the Part for an agent with other parts. changed is told of sessions that come up or go down, received that
+// peers announce something else than before.
+func newBGPPart(nodeName string, others []Part, changed func(peer netip.Addr, up bool), received func()) *bgpPart {
+	p := &bgpPart{speaker: speaker.New(changed, received), nodeName: nodeName, kernel: map[cluster.Family]*rulesInKernel{}}
 	for _, o := range others {
 		if rules, ok := o.(*rulesPart); ok {
 			p.kernel[cluster.Families[rules.index]] = nil
@@ -213,6 +214,10 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 		case s.Locked():
 			note(cluster.ReasonBGPPasswordMissing, "There is no session with the BGP peer %s: %s.", s.Peer.Address, s.LastError)
 			again(sessionPatience)
+		case s.TooMany:
+			note(cluster.ReasonBGPTooManyPrefixes, "The BGP peer %s (AS %d) sent more than %d prefixes of a family; its session is ended, and tried again after %s. Right would be a router that sends less, or maxPrefixes of this peer in the configuration.",
+				s.Peer.Address, s.Peer.ASN, s.Peer.MaxPrefixes, speaker.Pardon)
+			again(max(speaker.Pardon-now.Sub(s.Since), 0) + time.Second)
 		case !s.Up() && !s.BeenUp && wait > 0:
 			again(wait)
 		case !s.Up():

@@ -41,7 +41,7 @@ func balanced(names ...string) *Plan {
 func TestAnnouncedWhenProgrammed(t *testing.T) {
 	const none, ab = "10.244.1.0/24", "10.96.0.0/16 10.244.1.0/24 203.0.113.1/32 203.0.113.2/32"
 	rules := rulesPrefix + cluster.IPv4.String()
-	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, func(netip.Addr, bool) {})
+	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, func(netip.Addr, bool) {}, func() {})
 	ready := func(when string, plan *Plan, want string, wantComplete bool) {
 		t.Helper()
 		table, complete := p.ready(plan.BGP)
@@ -139,6 +139,8 @@ func TestSessionNotes(t *testing.T) {
 		{"lost", speaker.Session{Peer: peer, State: "idle", Since: now, BeenUp: true}, "BGPSessionDown: The session with the BGP peer 192.0.2.1 (AS 64500) is down: no answer.", 0},
 		{"no password", speaker.Session{Peer: peer, State: "no-password", LastError: "read the password: no such file"},
 			"BGPPasswordMissing: There is no session with the BGP peer 192.0.2.1: read the password: no such file.", sessionPatience},
+		{"sent too much", speaker.Session{Peer: bgp.Peer{Address: peer.Address, ASN: 64500, MaxPrefixes: 100}, State: "idle", Since: now.Add(-20 * time.Second), BeenUp: true, TooMany: true},
+			"BGPTooManyPrefixes: The BGP peer 192.0.2.1 (AS 64500) sent more than 100 prefixes of a family; its session is ended, and tried again after 1m0s.", 41 * time.Second},
 		{"keeps routes", speaker.Session{Peer: restarts, State: "established", GracefulRestart: true}, "", 0},
 		{"does not keep routes", speaker.Session{Peer: restarts, State: "established"}, "BGPNoGracefulRestart: The BGP peer 192.0.2.1 does not keep", 0},
 	} {
@@ -155,7 +157,7 @@ func TestSessionNotes(t *testing.T) {
 
 // TestRouterIDChanged: the identifier stays what it was at first, and a Note says so.
 func TestRouterIDChanged(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {})
+	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
 	plan := balanced()
 	for _, c := range []struct{ address, want string }{{"192.0.2.11", ""}, {"192.0.2.12", cluster.ReasonBGPRouterIDChanged}, {"192.0.2.11", ""}} {
 		table := *plan.BGP

@@ -26,9 +26,13 @@ type BGPConfiguration struct {
 	Peers []BGPPeer `json:"peers,omitempty"`
 	// Announce is what they are told; the PodCIDRs when not given.
 	Announce []BGPAnnouncement `json:"announce,omitempty"`
+	// Import is what of the routers' routes the nodes use; none when empty.
+	Import []BGPImport `json:"import,omitempty"`
 	// AnnounceFromExcludedNodes announces addresses of Services from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers, too.
 	AnnounceFromExcludedNodes bool `json:"announceFromExcludedNodes,omitempty"`
+	// KubeRouterAnnotations has the annotations of kube-router on Nodes and Services count.
+	KubeRouterAnnotations bool `json:"kubeRouterAnnotations,omitempty"`
 }
 
 // A BGPPeer is one router in the bgp section.
@@ -52,6 +56,9 @@ type BGPPeer struct {
 	HoldTime         Duration `json:"holdTime,omitempty"`
 	KeepaliveTime    Duration `json:"keepaliveTime,omitempty"`
 	ConnectRetryTime Duration `json:"connectRetryTime,omitempty"`
+	// MaxPrefixes is how many prefixes of each family the peer may send; 20000 when not given. One that sends more loses its session
+	// for a minute.
+	MaxPrefixes *int `json:"maxPrefixes,omitempty"`
 	// GracefulRestart asks the peer to keep the routes while the agent is restarted.
 	GracefulRestart BGPGracefulRestart `json:"gracefulRestart,omitzero"`
 	// NodeSelector has the labels of the nodes that have this peer; all nodes when empty.
@@ -64,6 +71,16 @@ type BGPGracefulRestart struct {
 	Enabled *bool `json:"enabled,omitempty"`
 	// RestartTime is for how long the peer keeps the routes; 120s when empty.
 	RestartTime Duration `json:"restartTime,omitempty"`
+}
+
+// A BGPImport is a range of prefixes in the bgp section.
+type BGPImport struct {
+	// Prefixes are networks: they and everything inside them.
+	Prefixes []string `json:"prefixes,omitempty"`
+	// GE and LE bound the lengths of what is inside, as in routers' prefix lists; that of the network, and the most that there is,
+	// when not given.
+	GE int `json:"ge,omitempty"`
+	LE int `json:"le,omitempty"`
 }
 
 // A BGPAnnouncement says what is announced, and how.
@@ -93,7 +110,7 @@ const (
 
 // given tells whether the section says anything.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce) > 0 || b.AnnounceFromExcludedNodes
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.Import) > 0 || b.AnnounceFromExcludedNodes || b.KubeRouterAnnotations
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.
@@ -117,7 +134,12 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 	for i, p := range b.Peers {
 		out.Peers = append(out.Peers, p.check(fmt.Sprintf("bgp.peers[%d]", i), b.ASN, refuse))
 	}
-	if len(b.Peers) == 0 {
+	switch {
+	case b.KubeRouterAnnotations:
+		// Whose address and ASN are those of the annotation.
+		like := BGPPeer{Address: "192.0.2.1", ASN: b.ASN}.check("bgp.kubeRouterAnnotations", b.ASN, func(string, string, ...any) {})
+		out.KubeRouter = &like.Peer
+	case len(b.Peers) == 0:
 		refuse("bgp.peers", "are none, expected the routers to announce to, or no bgp at all")
 	}
 	if len(b.Announce) == 0 {
@@ -130,7 +152,34 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 			refuse(path+".addresses", "ServiceCIDRs lead traffic here for which there is no Service, and unknownServices: Forward would send it back to the router; expected unknownServices: Reject, or ClusterIPs")
 		}
 	}
+	for i, r := range b.Import {
+		out.Import = append(out.Import, r.check(fmt.Sprintf("bgp.import[%d]", i), refuse)...)
+	}
 	return out
+}
+
+// check returns a range for each of the prefixes.
+func (b BGPImport) check(path string, refuse refuse) (ranges []bgp.ImportRange) {
+	if len(b.Prefixes) == 0 {
+		refuse(path+".prefixes", "are none, expected networks such as 172.16.0.0/12")
+	}
+	for _, p := range networks(path+".prefixes", b.Prefixes, refuse) {
+		r := bgp.ImportRange{Prefix: p, Least: uint8(p.Bits()), Most: uint8(p.Addr().BitLen())}
+		for _, bound := range []struct {
+			name  string
+			given int
+			to    *uint8
+		}{{"ge", b.GE, &r.Least}, {"le", b.LE, &r.Most}} {
+			if bound.given != 0 {
+				*bound.to = uint8(number(path+"."+bound.name, &bound.given, int(*bound.to), p.Bits(), p.Addr().BitLen(), refuse))
+			}
+		}
+		if r.Least > r.Most {
+			refuse(path+".le", "%d is less than ge, which is %d; expected as much or more", r.Most, r.Least)
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges
 }
 
 func (p BGPPeer) check(path string, own int, refuse refuse) bgp.PeerConfig {
@@ -141,6 +190,7 @@ func (p BGPPeer) check(path string, own int, refuse refuse) bgp.PeerConfig {
 		Multihop:     uint8(number(path+".multihop", &p.Multihop, 0, 0, 254, refuse)),
 		TTLSecurity:  uint8(number(path+".ttlSecurity", &p.TTLSecurity, 0, 0, 254, refuse)),
 		PasswordFile: p.PasswordFile,
+		MaxPrefixes:  uint32(number(path+".maxPrefixes", p.MaxPrefixes, bgp.DefaultMaxPrefixes, 1, math.MaxUint32, refuse)),
 	}}
 	out.Port = defaultTo(out.Port, bgpPort)
 	if p.Multihop != 0 && p.TTLSecurity != 0 {

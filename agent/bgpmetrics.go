@@ -12,18 +12,21 @@ import (
 // bgpCollector shows where the BGP sessions stand at the moment of a scrape.
 type bgpCollector struct {
 	sessions func() []speaker.Session
+	// imported counts the routes to imported prefixes, by family in the order of cluster.Families.
+	imported func() [2]int
 }
 
 var (
 	descSession   = prometheus.NewDesc("fairway_bgp_session_up", "1 while the session with a BGP peer is established.", []string{"peer"}, nil)
 	descPeer      = prometheus.NewDesc("fairway_bgp_peer_info", "1, with what is known of a BGP peer as labels.", []string{"peer", "asn", "state", "graceful_restart", "last_error"}, nil)
 	descAnnounced = prometheus.NewDesc("fairway_bgp_announced_prefixes", "Prefixes announced to a BGP peer.", []string{"peer", "ip_family"}, nil)
-	descReceived  = prometheus.NewDesc("fairway_bgp_received_prefixes", "Prefixes that a BGP peer sends; none is used.", []string{"peer", "ip_family"}, nil)
+	descReceived  = prometheus.NewDesc("fairway_bgp_received_prefixes", "Prefixes that a BGP peer sends.", []string{"peer", "ip_family"}, nil)
+	descImported  = prometheus.NewDesc("fairway_bgp_imported_routes", "Routes in the kernel to prefixes that BGP peers send.", []string{"ip_family"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (bgpCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived} {
+	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived, descImported} {
 		ch <- d
 	}
 }
@@ -32,6 +35,9 @@ func (bgpCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c bgpCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for i, n := range c.imported() {
+		gauge(descImported, float64(n), cluster.Families[i].String())
 	}
 	for _, s := range c.sessions() {
 		peer := s.Peer.Address.String()

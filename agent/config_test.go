@@ -197,6 +197,27 @@ func TestNodeName(t *testing.T) {
 	}
 }
 
+// TestBGPExamples: the blocks of docs/bgp.md are good, the second as a part of the first.
+func TestBGPExamples(t *testing.T) {
+	t.Setenv("NODE_NAME", "n1")
+	text, err := os.ReadFile("../docs/bgp.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")
+	if len(blocks) != 3 {
+		t.Fatalf("docs/bgp.md has %d blocks of YAML, expected 2", len(blocks)-1)
+	}
+	whole := ""
+	for _, b := range blocks[1:] {
+		block, _, _ := strings.Cut(b, "```")
+		whole += block
+	}
+	if c, err := configure(t, whole); err != nil || len(c.BGP.Import) != 3 {
+		t.Errorf("%+v, %v", c.BGP, err)
+	}
+}
+
 func TestBGPConfiguration(t *testing.T) {
 	t.Setenv("NODE_NAME", "n1")
 	c, err := configure(t, head+`
@@ -219,6 +240,7 @@ bgp:
     holdTime: 9s
     keepaliveTime: 2s
     connectRetryTime: 1s
+    maxPrefixes: 100
     gracefulRestart: {enabled: false}
     nodeSelector: {zone: a, rack: r1}
   announce:
@@ -228,6 +250,9 @@ bgp:
     localPref: 0
     med: 3
     asPathPrepend: 2
+  import:
+  - {prefixes: [172.16.0.0/12, "2001:db8:a::/48"]}
+  - {prefixes: [0.0.0.0/0], ge: 8, le: 24}
 `)
 	if err != nil {
 		t.Fatal(err)
@@ -235,12 +260,14 @@ bgp:
 	want := &bgp.Config{
 		NodeName: "n1", ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.99"), ListenPort: 1790, FromExcluded: true, ServiceCIDRs: c.ServiceCIDRs,
 		Peers: []bgp.PeerConfig{{Peer: bgp.Peer{Address: netip.MustParseAddr("192.0.2.1"), Port: 179, ASN: 4200000000, Families: [2]bool{true, false},
-			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute},
+			HoldTime: 30 * time.Second, KeepaliveTime: 10 * time.Second, ConnectRetryTime: 5 * time.Second, RestartTime: 2 * time.Minute, MaxPrefixes: 20000},
 		}, {Peer: bgp.Peer{Address: netip.MustParseAddr("2001:db8::1"), Port: 1179, ASN: 64501, Families: [2]bool{true, true}, TTLSecurity: 1,
 			LocalAddress: netip.MustParseAddr("2001:db8::11"), PasswordFile: "/etc/fairway/password",
-			HoldTime: 9 * time.Second, KeepaliveTime: 2 * time.Second, ConnectRetryTime: time.Second}, NodeSelector: []string{"rack=r1", "zone=a"}}},
+			HoldTime: 9 * time.Second, KeepaliveTime: 2 * time.Second, ConnectRetryTime: time.Second, MaxPrefixes: 100}, NodeSelector: []string{"rack=r1", "zone=a"}}},
 		Announce: []bgp.Announcement{{Kinds: []bgp.Kind{bgp.PodCIDRs}, Attributes: bgp.Attributes{LocalPref: 100}}, {Kinds: []bgp.Kind{bgp.ServiceCIDRs, bgp.LoadBalancerIPs},
 			Attributes: bgp.Attributes{Communities: []bgp.Community{0xffffff01, 64512<<16 | 1}, MED: 3, Prepend: 2}}},
+		Import: []bgp.ImportRange{{Prefix: netip.MustParsePrefix("172.16.0.0/12"), Least: 12, Most: 32}, {Prefix: netip.MustParsePrefix("2001:db8:a::/48"), Least: 48, Most: 128},
+			{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Least: 8, Most: 24}},
 	}
 	if !reflect.DeepEqual(c.BGP, want) {
 		t.Errorf("got %+v\nexpected %+v", c.BGP, want)
@@ -254,6 +281,9 @@ bgp:
 	}
 	if c, err = configure(t, head); err != nil || c.BGP != nil {
 		t.Errorf("without bgp: %+v, %v", c.BGP, err)
+	}
+	if c, err = configure(t, head+"bgp: {asn: 64512, kubeRouterAnnotations: true}"); err != nil || c.BGP.KubeRouter == nil || c.BGP.KubeRouter.HoldTime != 30*time.Second || c.BGP.KubeRouter.Port != 179 {
+		t.Errorf("with peers in annotations: %+v, %v", c.BGP, err)
 	}
 }
 
@@ -284,6 +314,12 @@ func TestBGPRefused(t *testing.T) {
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, nodeSelector: {\"a=b\": c}}]":                                          "bgp.peers[0].nodeSelector: \"a=b\" is no key",
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, holdtime: 3s}]":                                                        "line 3: unknown field \"bgp.peers[0].holdtime\"",
 		"asn: 64512, peers: [{address: 192.0.2.1, asn: x}]":                                                                          "is of type string; expected a whole number",
+		"asn: 64512, peers: [{address: 192.0.2.1, asn: 64500, maxPrefixes: 0}]":                                                      "bgp.peers[0].maxPrefixes: 0 is out of range, expected 1 to",
+		"asn: 64512, " + peer + ", import: [{}]":                                                                                     "bgp.import[0].prefixes: are none, expected networks such as",
+		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.1]}]":                                                               "bgp.import[0].prefixes[0]: \"172.16.0.1\" is no",
+		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], ge: 8}]":                                                     "bgp.import[0].ge: 8 is out of range, expected 12 to 32",
+		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], le: 33}]":                                                    "bgp.import[0].le: 33 is out of range, expected 12 to 32",
+		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], ge: 24, le: 16}]":                                            "bgp.import[0].le: 16 is less than ge, which is 24",
 		"asn: 64512, " + peer + ", announce: [{}]":                                                                                   "bgp.announce[0].addresses: are none, expected some of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [pods]}]":                                                                  "bgp.announce[0].addresses[0]: \"pods\" is unknown, expected one of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs]}, {addresses: [ClusterIPs, PodCIDRs]}]":                         "bgp.announce[1].addresses[1]: PodCIDRs is there twice",

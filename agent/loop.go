@@ -51,8 +51,11 @@ func newLoop(c Config, facts Facts, parts []Part, m *metrics, s *status, r Repor
 	l := &loop{config: c, facts: facts, status: s, metrics: m, reporter: r, wake: make(chan struct{}, 1)}
 	for _, p := range parts {
 		pc := pace{retryMin: retryMin, retryMax: max(retryMin, min(retryMax, c.SyncPeriod))}
-		if _, isRules := p.(*rulesPart); isRules {
+		switch p.(type) {
+		case *rulesPart:
 			pc.interval, pc.share, pc.most = c.MinSyncPeriod, rulesShare, rulesMost
+		case *learnedPart:
+			pc.interval, pc.share, pc.most, pc.all = learnedInterval, learnedShare, learnedMost, true
 		}
 		l.runners = append(l.runners, newRunner(p, pc, c.SyncPeriod, l.done))
 		l.runners[len(l.runners)-1].began = s.began

@@ -6,8 +6,10 @@ import "time"
 // gathered, so that what is spent stays a bounded share of the time; and a failure is tried again after a delay that
 // doubles. It is a value without a clock of its own.
 type pace struct {
-	// interval is the least time from one writing run's start to the next one's; 0 for none.
+	// interval is the least time from one writing (or failed) run's start to the next one's; 0 for none.
 	interval time.Duration
+	// all has runs that wrote nothing count, too.
+	all bool
 	// share bounds the time spent: after a run that took d, the next starts no sooner than share×d after its start,
 	// unless d was spent waiting.
 	share int
@@ -41,7 +43,7 @@ func (p *pace) retryIn(now time.Time) (d time.Duration, ok bool) {
 
 // ran records a run: when it began and ended, what it reported, and whether it failed.
 func (p *pace) ran(start, end time.Time, r Report, failed bool) {
-	if r.Wrote || failed {
+	if r.Wrote || failed || p.all {
 		p.next = start.Add(p.interval)
 		if next := p.shared(start, end); !r.Waited && next.After(p.next) {
 			p.next = next

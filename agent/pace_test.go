@@ -31,6 +31,10 @@ func TestPace(t *testing.T) {
 	wait(1200*time.Millisecond, 0) // unless it only waited
 	p.ran(at(2*time.Second), at(2*time.Second), Report{}, false)
 	wait(2*time.Second, 0) // what wrote nothing delays nothing
+	all := pace{interval: 100 * time.Millisecond, all: true}
+	if all.ran(at(0), at(0), Report{}, false); all.wait(at(0)) != 100*time.Millisecond {
+		t.Errorf("where all runs count, the next one waits %s", all.wait(at(0)))
+	}
 	retry(2*time.Second, 0, false)
 
 	p.ran(at(2*time.Second), at(8*time.Second), Report{Wrote: true}, false)

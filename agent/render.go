@@ -179,10 +179,12 @@ type (
 		LocalEndpoints int    `json:"localEndpoints"`
 	}
 	printedBGP struct {
-		ASN      uint32             `json:"asn"`
-		RouterID netip.Addr         `json:"routerID"`
-		Peers    []printedBGPPeer   `json:"peers"`
-		Paths    []printedBGPPrefix `json:"paths"`
+		ASN      uint32           `json:"asn"`
+		RouterID netip.Addr       `json:"routerID"`
+		Peers    []printedBGPPeer `json:"peers"`
+		// Import are ranges as routers' prefix lists have them.
+		Import []string           `json:"import,omitempty"`
+		Paths  []printedBGPPrefix `json:"paths"`
 	}
 	printedBGPPeer struct {
 		Address netip.Addr `json:"address"`
@@ -242,6 +244,9 @@ func printableBGP(t *bgp.Table) *printedBGP {
 	out := &printedBGP{ASN: t.ASN, RouterID: t.RouterID, Peers: []printedBGPPeer{}, Paths: []printedBGPPrefix{}}
 	for _, p := range t.Peers {
 		out.Peers = append(out.Peers, printedBGPPeer{p.Address, p.ASN})
+	}
+	for _, r := range t.Import {
+		out.Import = append(out.Import, r.String())
 	}
 	for _, p := range t.Paths {
 		printed := printedBGPPrefix{Prefix: p.Prefix, Kind: p.Kind.String(), NextHop: p.NextHop, Attributes: strings.TrimSpace(p.Attributes.String())}

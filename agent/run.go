@@ -85,19 +85,27 @@ func run(ctx context.Context, o Options) error {
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	var l *loop
 	var announcer *bgpPart
+	learnedConn, err := rtnl.OpenLearned()
+	if err != nil {
+		return err
+	}
+	defer learnedConn.Close()
+	learned := &learnedPart{conn: learnedConn, nodeName: o.Config.NodeName}
 	if o.Config.BGP != nil {
 		announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
 			announceSession(w.reporter.Event, self, peer, up)
 			l.kick(bgpName)
-		})
+		}, func() { l.kick(learnedName) })
 		defer announcer.close()
+		learned.speaker = announcer.speaker
 		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
 	}
+	parts = append(parts, learned)
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
 	if announcer != nil {
-		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions})
+		m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, learned.installed})
 	}
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
@@ -120,6 +128,9 @@ func run(ctx context.Context, o Options) error {
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	if l.saver != nil {
 		serving = append(serving, l.saver.run)
+	}
+	if announcer != nil {
+		serving = append(serving, func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) })
 	}
 	if saved != nil {
 		serving = append(serving, func(ctx context.Context) error {
@@ -367,10 +378,17 @@ func Cleanup(ctx context.Context, backend string, out io.Writer) error {
 }
 
 func cleanRoutes(ctx context.Context) (removed int, err error) {
-	conn, err := rtnl.Open()
-	if err != nil {
-		return 0, err
+	for _, open := range []func() (*rtnl.Conn, error){rtnl.Open, rtnl.OpenLearned} {
+		conn, err := open()
+		if err != nil {
+			return removed, err
+		}
+		defer conn.Close()
+		n, err := conn.Cleanup(ctx)
+		removed += n
+		if err != nil {
+			return removed, err
+		}
 	}
-	defer conn.Close()
-	return conn.Cleanup(ctx)
+	return removed, nil
 }

@@ -141,7 +141,7 @@ func healthBody(v view, now time.Time, eligibility bool) (int, any) {
 	h := health{CurrentTime: now, Healthy: !v.stuck(now), Status: map[string]familyHealth{}}
 	for name, p := range v.parts {
 		ok := v.keepsUp(p, now)
-		if eligibility && name != bgpName { // routers are told by BGP itself
+		if eligibility && !withRouters(name) { // routers are told by BGP itself
 			h.Healthy = h.Healthy && ok
 		}
 		family, isRules := strings.CutPrefix(name, rulesPrefix)

@@ -227,11 +227,14 @@ func (v view) keepsUp(p partStatus, now time.Time) bool {
 	return p.pending.IsZero() || now.Sub(p.pending) < v.staleAfter
 }
 
-// healthy tells whether all Parts keep up that bring traffic to where it belongs. Who is told of this node over BGP is no such
-// thing: a load balancer has no reason to leave it.
+// withRouters tells whether a Part is about what routers are told and what they tell, over BGP. A load balancer has no reason to
+// leave a node for that.
+func withRouters(part string) bool { return part == bgpName || part == learnedName }
+
+// healthy tells whether all Parts keep up that bring traffic to where it belongs.
 func (v view) healthy(now time.Time) bool {
 	for name, p := range v.parts {
-		if name != bgpName && !v.keepsUp(p, now) {
+		if !withRouters(name) && !v.keepsUp(p, now) {
 			return false
 		}
 	}

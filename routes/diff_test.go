@@ -22,7 +22,7 @@ func randomRoutes(rng *rand.Rand, isTable bool) []Route {
 			Node:      fmt.Sprint("n", rng.IntN(3)),
 		}
 		// The kernel holds no two routes that are the same in everything.
-		if same := func(o Route) bool { return same(o, r) }; slices.ContainsFunc(list, same) || (isTable && seen[r.Key()]) {
+		if same := func(o Route) bool { return o.Same(r) }; slices.ContainsFunc(list, same) || (isTable && seen[r.Key()]) {
 			continue
 		}
 		seen[r.Key()] = true
@@ -36,7 +36,7 @@ func apply(t *testing.T, have []Route, c Changes) []Route {
 	t.Helper()
 	table := slices.Clone(have)
 	for _, r := range c.Set {
-		if slices.ContainsFunc(table, func(o Route) bool { return same(o, r) }) {
+		if slices.ContainsFunc(table, func(o Route) bool { return o.Same(r) }) {
 			t.Fatalf("set of what is there, the kernel would refuse it: %s", r)
 		}
 		if i := slices.IndexFunc(table, func(o Route) bool { return o.Key() == r.Key() }); i >= 0 {
@@ -46,7 +46,7 @@ func apply(t *testing.T, have []Route, c Changes) []Route {
 		}
 	}
 	for _, r := range c.Delete {
-		i := slices.IndexFunc(table, func(o Route) bool { return same(o, r) })
+		i := slices.IndexFunc(table, func(o Route) bool { return o.Same(r) })
 		if i < 0 {
 			t.Fatalf("delete of what is not there: %s", r)
 		}
@@ -63,7 +63,7 @@ func TestHavePlusDiffIsWant(t *testing.T) {
 		got := apply(t, have, c)
 		slices.SortFunc(got, Compare)
 		slices.SortFunc(want.Routes, Compare)
-		if !slices.EqualFunc(got, want.Routes, same) {
+		if !slices.EqualFunc(got, want.Routes, Route.Same) {
 			t.Fatalf("have %v\nwant %v\nchanges %+v\ngot %v", have, want.Routes, c, got)
 		}
 		if again := Diff(got, want); !again.Empty() {

@@ -89,7 +89,7 @@ func (hs *hops) find(n *cluster.Node, f cluster.Family) hop {
 		if cluster.FamilyOf(a) != f {
 			continue
 		}
-		h := hs.check(a, f)
+		h := hs.check(a, f, "InternalIP")
 		if h.problem == "" {
 			return h
 		}
@@ -100,31 +100,31 @@ func (hs *hops) find(n *cluster.Node, f cluster.Family) hop {
 	return hop{problem: problem}
 }
 
-// check tells whether a can be a next hop.
-func (hs *hops) check(a netip.Addr, f cluster.Family) hop {
+// check tells whether a, which is a kind of address for people, can be a next hop.
+func (hs *hops) check(a netip.Addr, f cluster.Family, kind string) hop {
 	if !usable(a) {
 		return hop{problem: fmt.Sprintf(
-			"InternalIP %s cannot be a next hop; right would be a global unicast address in a network of this node.", a)}
+			"%s %s cannot be a next hop; right would be a global unicast address in a network of this node.", kind, a)}
 	}
 	if at, ok := hs.mine[a]; ok {
 		return hop{problem: fmt.Sprintf(
-			"InternalIP %s is this node's own address (%s); right would be an address of the other node.", a, at)}
+			"%s %s is this node's own address (%s); right would be an address of the other node.", kind, a, at)}
 	}
 	for _, pods := range hs.pods {
 		if pods.Contains(a) {
 			return hop{problem: fmt.Sprintf(
-				"InternalIP %s is in this node's own podCIDR %s; right would be an address in the node network.", a, pods)}
+				"%s %s is in this node's own podCIDR %s; right would be an address in the node network.", kind, a, pods)}
 		}
 	}
 	if !hs.known {
 		return hop{addr: a}
 	}
-	return hs.onLink(a, f)
+	return hs.onLink(a, f, kind)
 }
 
 // onLink looks for a in the networks of the links; the most specific one with a link that is up wins, as it does in
 // the kernel.
-func (hs *hops) onLink(a netip.Addr, f cluster.Family) hop {
+func (hs *hops) onLink(a netip.Addr, f cluster.Family, kind string) hop {
 	var link, down *cluster.Link
 	var network netip.Prefix
 	for n, at := range hs.attached.covering(host(a)) {
@@ -138,16 +138,16 @@ func (hs *hops) onLink(a netip.Addr, f cluster.Family) hop {
 	switch {
 	case link != nil && isBroadcast(network, a):
 		return hop{problem: fmt.Sprintf(
-			"InternalIP %s is the broadcast address of %s on link %s; right would be the address of a host.", a, network, link.Name)}
+			"%s %s is the broadcast address of %s on link %s; right would be the address of a host.", kind, a, network, link.Name)}
 	case link != nil:
 		return hop{addr: a, link: link}
 	case down != nil:
-		return hop{problem: fmt.Sprintf("InternalIP %s is on link %s, which is down; the route comes back with the link.", a, down.Name)}
+		return hop{problem: fmt.Sprintf("%s %s is on link %s, which is down; the route comes back with the link.", kind, a, down.Name)}
 	case hs.networks[f] == "":
-		return hop{problem: fmt.Sprintf("InternalIP %s is on no link of this node, which has no %s network.", a, f)}
+		return hop{problem: fmt.Sprintf("%s %s is on no link of this node, which has no %s network.", kind, a, f)}
 	}
 	return hop{problem: fmt.Sprintf(
-		"InternalIP %s is on no link of this node; a direct route needs an address in one of its networks: %s.", a, hs.networks[f])}
+		"%s %s is on no link of this node; a direct route needs an address in one of its networks: %s.", kind, a, hs.networks[f])}
 }
 
 // usable reports whether a host can have the address and be reached at it through a route: the kernel, and RFC 1122

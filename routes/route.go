@@ -16,6 +16,11 @@ import (
 // iproute2's rt_protos, nor used by FRR (186 to 197), BIRD (12), Felix (80), Cilium or Open/R.
 const Protocol = 102
 
+// ProtocolLearned is the number of the routes that routers announced over BGP (see [PlanLearned]). It is another one, so that
+// they have an owner of their own: what is to be kept while no router has been heard yet is not mixed up with what is known from
+// the cluster. It is as unassigned as [Protocol].
+const ProtocolLearned = 103
+
 // Metrics of our routes (RTA_PRIORITY; less is preferred). They are what the kernel takes when none is given, so
 // that `ip route` prints our routes as it prints those made by hand: 0 for IPv4, IP6_RT_PRIO_USER of
 // linux/ipv6_route.h for IPv6, where 0 means the same.
@@ -24,10 +29,15 @@ const (
 	MetricIPv6 = 1024
 )
 
-// A Route leads to the pods of another node. The kernel's identity of a route is Dst and Metric; Gateway and LinkIndex
-// are what a replacement changes. All of ours are unicast routes of the main table with [Protocol].
+// MetricLearned is the metric of learned routes in both families. It is more than that of the routes to pods, and of nearly
+// everything that is set by hand or by a DHCP client, so all of these win.
+const MetricLearned = 2048
+
+// A Route leads to the pods of another node, or to a network that routers announced. The kernel's identity of a route is Dst
+// and Metric; Gateway and LinkIndex, or Hops, are what a replacement changes. All of ours are unicast routes of the main table
+// with [Protocol] or [ProtocolLearned].
 type Route struct {
-	// Dst is the pod range, masked.
+	// Dst is the pod range or the network, masked.
 	Dst netip.Prefix
 	// Gateway is the node's address, of the family of Dst.
 	Gateway netip.Addr
@@ -35,10 +45,68 @@ type Route struct {
 	// also empty for a route read from the kernel over a link that the reader has no name for.
 	Link      string
 	LinkIndex int
-	// Metric is the priority; see [MetricIPv4].
+	// Hops are the next hops when there are several, all of the same weight, ordered by CompareHops. Then Gateway, Link and
+	// LinkIndex are empty.
+	Hops []Hop
+	// Metric is the priority; see [MetricIPv4] and [MetricLearned].
 	Metric uint32
-	// Node and NodeUID name the owner of the pods, for people. They are no part of what the kernel stores.
+	// Learned tells that the route carries ProtocolLearned, not Protocol.
+	Learned bool
+	// Node and NodeUID name the owner of the pods, or this node when it is a learned route, for people. They are no part of
+	// what the kernel stores.
 	Node, NodeUID string
+}
+
+// A Hop is one of several next hops of a Route; its fields are as there.
+type Hop struct {
+	Gateway   netip.Addr
+	Link      string
+	LinkIndex int
+}
+
+// CompareHops orders hops by gateway and link.
+func CompareHops(a, b Hop) int {
+	return cmp.Or(a.Gateway.Compare(b.Gateway), cmp.Compare(a.LinkIndex, b.LinkIndex))
+}
+
+// String returns the hop as ip route prints it.
+func (h Hop) String() string {
+	var b strings.Builder
+	if h.Gateway.IsValid() {
+		b.WriteString("via " + h.Gateway.String())
+	}
+	switch {
+	case h.Link != "":
+		b.WriteString(" dev " + h.Link)
+	case h.LinkIndex != 0:
+		b.WriteString(" dev if" + strconv.Itoa(h.LinkIndex))
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// NextHops returns the next hops, however many there are.
+func (r Route) NextHops() []Hop {
+	if len(r.Hops) > 0 {
+		return r.Hops
+	}
+	return []Hop{{r.Gateway, r.Link, r.LinkIndex}}
+}
+
+// Via names the gateways, for people.
+func (r Route) Via() string {
+	var names []string
+	for _, h := range r.NextHops() {
+		names = append(names, h.Gateway.String())
+	}
+	return strings.Join(names, " and ")
+}
+
+// Protocol returns the protocol number that the route carries.
+func (r Route) Protocol() uint8 {
+	if r.Learned {
+		return ProtocolLearned
+	}
+	return Protocol
 }
 
 // Ref names the node that the route leads to.
@@ -47,25 +115,25 @@ func (r Route) Ref() cluster.Ref { return cluster.Ref{Kind: "Node", Name: r.Node
 // Family is the address family of the route.
 func (r Route) Family() cluster.Family { return cluster.FamilyOf(r.Dst.Addr()) }
 
-// String returns the route as `ip route` and `ip -6 route` print it, without the space at the end of the line.
+// String returns the route as `ip route` and `ip -6 route` print it, without the space at the end of the line, and with
+// several next hops on the same line.
 func (r Route) String() string {
 	var b strings.Builder
 	b.WriteString(dstString(r.Dst))
-	if r.Gateway.IsValid() {
-		b.WriteString(" via " + r.Gateway.String())
+	if len(r.Hops) == 0 {
+		if hop := r.NextHops()[0].String(); hop != "" {
+			b.WriteString(" " + hop)
+		}
 	}
-	switch {
-	case r.Link != "":
-		b.WriteString(" dev " + r.Link)
-	case r.LinkIndex != 0:
-		b.WriteString(" dev if" + strconv.Itoa(r.LinkIndex))
-	}
-	b.WriteString(" proto " + strconv.Itoa(Protocol))
+	b.WriteString(" proto " + strconv.Itoa(int(r.Protocol())))
 	if r.Metric != 0 {
 		b.WriteString(" metric " + strconv.FormatUint(uint64(r.Metric), 10))
 	}
 	if r.Dst.Addr().Is6() {
 		b.WriteString(" pref medium")
+	}
+	for _, h := range r.Hops {
+		b.WriteString(" nexthop " + h.String() + " weight 1")
 	}
 	return b.String()
 }
@@ -87,8 +155,7 @@ func Compare(a, b Route) int {
 		a.Dst.Addr().Compare(b.Dst.Addr()), // IPv4 sorts before IPv6
 		cmp.Compare(a.Dst.Bits(), b.Dst.Bits()),
 		cmp.Compare(a.Metric, b.Metric),
-		a.Gateway.Compare(b.Gateway),
-		cmp.Compare(a.LinkIndex, b.LinkIndex))
+		slices.CompareFunc(a.NextHops(), b.NextHops(), CompareHops))
 }
 
 // A Table is all routes that this node should have, ordered by [Compare], with no two of the same Dst and Metric.
@@ -129,9 +196,9 @@ type Key struct {
 // Key returns the route's key.
 func (r Route) Key() Key { return Key{r.Dst, r.Metric} }
 
-// same reports whether the kernel stores the same for both.
-func same(a, b Route) bool {
-	return a.Key() == b.Key() && a.Gateway == b.Gateway && a.LinkIndex == b.LinkIndex
+// Same reports whether the kernel stores the same for both.
+func (r Route) Same(o Route) bool {
+	return r.Key() == o.Key() && r.Learned == o.Learned && slices.EqualFunc(r.NextHops(), o.NextHops(), func(a, b Hop) bool { return CompareHops(a, b) == 0 })
 }
 
 // Diff returns the changes from have, our routes as the kernel lists them, to want. Link names and owners are not
@@ -148,7 +215,7 @@ func Diff(have []Route, want *Table) Changes {
 		if !ok {
 			continue
 		}
-		if first, seen := keep[h.Key()]; !seen || (same(h, w) && !same(have[first], w)) {
+		if first, seen := keep[h.Key()]; !seen || (h.Same(w) && !have[first].Same(w)) {
 			keep[h.Key()] = i
 		}
 	}
@@ -159,7 +226,7 @@ func Diff(have []Route, want *Table) Changes {
 		}
 	}
 	for _, w := range want.Routes {
-		if at, ok := keep[w.Key()]; !ok || !same(have[at], w) {
+		if at, ok := keep[w.Key()]; !ok || !have[at].Same(w) {
 			c.Set = append(c.Set, w)
 		}
 	}

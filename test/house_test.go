@@ -34,7 +34,7 @@ var fences = []fence{
 	{module + "/test/", []string{"test/..."}, "the agent does not depend on its tests"},
 	{module + "/routes", []string{"agent", "routes/...", "cmd/...", "test/..."}, "services do not know routes"},
 	{module + "/proxy", []string{"agent", "proxy/...", "cmd/...", "test/..."}, "routes do not know services"},
-	{module + "/agent", []string{"cmd/...", "test/..."}, "the agent is on top"},
+	{module + "/agent", []string{"cmd/...", "agent/kuberouter", "test/..."}, "the agent is on top; what writes its configuration uses it"},
 }
 
 // pure are packages that decide and do no I/O; what they may import of the standard library is limited.

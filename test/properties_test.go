@@ -80,7 +80,7 @@ func applyRoutes(have []routes.Route, c routes.Changes) (after []routes.Route) {
 	for _, r := range have {
 		gone := false
 		for _, d := range c.Delete {
-			gone = gone || r == d
+			gone = gone || r.Same(d)
 		}
 		for _, s := range c.Set {
 			gone = gone || r.Key() == s.Key()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/source/file"
 	"github.com/fairway-net/fairway/proxy/trace"
+	"github.com/fairway-net/fairway/routes/bgp"
 )
 
 var update = flag.Bool("update", false, "rewrite the expectations of the scenarios; the diff is the review")
@@ -29,8 +31,9 @@ type scenario struct {
 
 // inputs are the files of a scenario that are not expectations. packets has a line for each packet to trace: the
 // interface that it comes in on (or "self" when this node sends it), its source, its destination. kube-proxy.yaml is what
-// --kube-proxy-config names; then the expectations have what is remarked on it. agent.yaml is what --config names.
-var inputs = []string{"flags", "agent.yaml", "kube-proxy.yaml", "cluster.yaml", "packets"}
+// --kube-proxy-config names; then the expectations have what is remarked on it. agent.yaml is what --config names. received has a line
+// for each path that a BGP peer announces: the peer, the prefix, its next hop, the autonomous systems of its AS_PATH.
+var inputs = []string{"flags", "agent.yaml", "kube-proxy.yaml", "cluster.yaml", "packets", "received"}
 
 func scenarios(t *testing.T) (all []scenario) {
 	t.Helper()
@@ -159,6 +162,9 @@ func TestScenarios(t *testing.T) {
 			if packets := s.file("packets"); packets != "" {
 				got = append(got, txtar.File{Name: "traces", Data: []byte(traces(t, plan, packets))})
 			}
+			if text := s.file("received"); text != "" {
+				got = append(got, learned(t, plan, text)...)
+			}
 			if *update {
 				a := &txtar.Archive{Comment: s.archive.Comment}
 				for _, f := range s.archive.Files {
@@ -181,6 +187,31 @@ func TestScenarios(t *testing.T) {
 			compareFiles(t, got, want)
 		})
 	}
+}
+
+// learned returns what a plan makes of what BGP peers announce.
+func learned(t *testing.T, p *agent.Plan, text string) []txtar.File {
+	t.Helper()
+	var received []bgp.Received
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		r := bgp.Received{Peer: netip.MustParseAddr(words[0]), Prefix: netip.MustParsePrefix(words[1]), NextHop: netip.MustParseAddr(words[2]),
+			LocalPref: bgp.DefaultLocalPref, PathLength: len(words) - 3}
+		for _, w := range words[3:] {
+			n, err := strconv.ParseUint(w, 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.ASPath = append(r.ASPath, uint32(n))
+		}
+		received = append(received, r)
+	}
+	table, notes := p.Learned(received)
+	var b strings.Builder
+	for _, n := range notes {
+		b.WriteString(n.String() + "\n")
+	}
+	return []txtar.File{{Name: "learned-routes", Data: []byte(table.Lines())}, {Name: "learned-notes", Data: []byte(b.String())}}
 }
 
 // traces follows packets through the plan's rules.

@@ -57,4 +57,9 @@ const (
 	ReasonBGPRouterIDChanged = "BGPRouterIDChanged"
 	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
 	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
+	// ReasonBGPTooManyPrefixes: a BGP peer sent more prefixes than its maxPrefixes; its session is ended for a minute.
+	ReasonBGPTooManyPrefixes = "BGPTooManyPrefixes"
+	// ReasonImportRefused: a prefix that a BGP peer announces, inside the ranges to be imported, gets no route or not all of its
+	// next hops: it is a default route or part of the cluster's own networks, or the next hop is on no link of the node.
+	ReasonImportRefused = "ImportRefused"
 )

@@ -21,9 +21,14 @@ type Config struct {
 	Peers []PeerConfig
 	// Announce says what is announced, and how; what is in none of them is not. A Kind is in one of them at most.
 	Announce []Announcement
+	// Import are the prefixes that are taken from peers; none when empty.
+	Import []ImportRange
 	// FromExcluded announces addresses of Services also from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers.
 	FromExcluded bool
+	// KubeRouter has the annotations of kube-router count, and is what the peers that they name are like otherwise; nil when they
+	// do not count.
+	KubeRouter *Peer
 	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
 	ServiceCIDRs []netip.Prefix
 }
@@ -50,16 +55,24 @@ type Peer struct {
 	LocalAddress netip.Addr
 	// PasswordFile holds the key of TCP-MD5 (RFC 2385); empty for none.
 	PasswordFile string
+	// Password is the key itself, for a peer that has it in an annotation.
+	Password cluster.Secret `json:",omitzero"`
 	// HoldTime, KeepaliveTime and ConnectRetryTime are those of RFC 4271, in whole seconds.
 	HoldTime, KeepaliveTime, ConnectRetryTime time.Duration
+	// MaxPrefixes is how many prefixes of each family the peer may send before its session is ended.
+	MaxPrefixes uint32
 	// RestartTime is for how long the peer is asked to keep the node's routes when the session is lost (graceful restart,
 	// RFC 4724), in whole seconds; 0 for not at all.
 	RestartTime time.Duration
 }
 
+// DefaultMaxPrefixes is for a peer of which nothing else is said. Each prefix takes about 1.5 KB, whether it is imported or not, and a
+// router that sends a full table by mistake must not fill the node's memory.
+const DefaultMaxPrefixes = 20_000
+
 // sameSession reports whether a peer can become the other without a new session.
 func (p Peer) sameSession(o Peer) bool {
-	o.ConnectRetryTime = p.ConnectRetryTime
+	o.ConnectRetryTime, o.MaxPrefixes = p.ConnectRetryTime, p.MaxPrefixes
 	return p == o
 }
 

@@ -6,7 +6,9 @@
 // that rules and announcements cannot disagree. [Diff] tells what leads from one Table to another, and which of it resets a
 // session.
 //
-// The package is pure: it opens no session, reads no file and no clock, and equal inputs in any order give equal Tables. It
-// learns nothing from neighbours: no route of theirs is looked at, let alone passed on. Package speaker carries a Table to
-// the neighbours.
+// [Select] is the way back: of what neighbours announce, it takes the best paths to the prefixes that are to be imported. They end
+// in this node's kernel, by way of routes.PlanLearned; a Table never has them, so nothing is passed on.
+//
+// The package is pure: it opens no session, reads no file and no clock, and equal inputs in any order give equal Tables. Package
+// speaker carries a Table to the neighbours.
 package bgp

@@ -14,6 +14,8 @@ type Table struct {
 	ASN        uint32
 	RouterID   netip.Addr
 	ListenPort uint16
+	// Import are the prefixes that are taken from the peers; none when empty. What they announce is not part of the Table: see Select.
+	Import []ImportRange
 	// Peers are ordered by address, with no two of the same.
 	Peers []Peer
 	// Paths are ordered by prefix, with no two of the same.
@@ -69,17 +71,20 @@ func (p Peer) String() string {
 	if p.LocalAddress.IsValid() {
 		fmt.Fprintf(&b, " from %s", p.LocalAddress)
 	}
-	if p.PasswordFile != "" {
+	if p.PasswordFile != "" || p.Password.Given {
 		b.WriteString(" password")
 	}
 	fmt.Fprintf(&b, " hold %s keepalive %s retry %s", p.HoldTime, p.KeepaliveTime, p.ConnectRetryTime)
 	if p.RestartTime != 0 {
 		fmt.Fprintf(&b, " graceful-restart %s", p.RestartTime)
 	}
+	if p.MaxPrefixes != DefaultMaxPrefixes {
+		fmt.Fprintf(&b, " max-prefixes %d", p.MaxPrefixes)
+	}
 	return b.String()
 }
 
-// Lines returns the Table as text: the speaker, its peers, then its paths, each line ended. It is empty for a speaker that
+// Lines returns the Table as text: the speaker, its peers, what is imported from them, then its paths, each line ended. It is empty for a speaker that
 // can't begin, and for none.
 func (t *Table) Lines() string {
 	if t == nil || !t.RouterID.IsValid() {
@@ -93,6 +98,9 @@ func (t *Table) Lines() string {
 	b.WriteByte('\n')
 	for _, p := range t.Peers {
 		b.WriteString(p.String() + "\n")
+	}
+	for _, r := range t.Import {
+		b.WriteString("import " + r.String() + "\n")
 	}
 	for _, p := range t.Paths {
 		b.WriteString(p.String() + "\n")

@@ -44,7 +44,7 @@ func (s *step) setTogether(list []routes.Route) (rest []routes.Route, err error)
 	var asked []routes.Route
 	var requests []*nl.NetlinkRequest
 	for _, r := range list {
-		if r.LinkIndex == 0 || !r.Gateway.IsValid() {
+		if incomplete(r) {
 			rest = append(rest, r)
 			continue
 		}

@@ -21,10 +21,12 @@ const dumpAttempts = 10
 // socketTimeout bounds a single answer of the kernel, which waits at most for the rtnl lock.
 var socketTimeout = unix.Timeval{Sec: 30}
 
-// A Conn is a connection to the kernel's routes, in the network namespace of the thread that opened it. Its methods may
-// be called from any goroutine.
+// A Conn is a connection to the kernel's routes, in the network namespace of the thread that opened it. Of the routes, those of one
+// protocol number are its own. Its methods may be called from any goroutine.
 type Conn struct {
-	socket *nl.SocketHandle
+	// protocol is what our routes carry.
+	protocol uint8
+	socket   *nl.SocketHandle
 	// port is the socket's address (nlmsg_pid), by which [Conn.Watch] knows our own writes.
 	port uint32
 	// execute sends a request and passes the payload of each answer on; tests stand in between.
@@ -36,14 +38,19 @@ type Conn struct {
 	watched atomic.Pointer[watched]
 }
 
-// Open connects to the kernel. It needs no privilege; [Conn.Sync] needs CAP_NET_ADMIN in the user namespace that owns
-// the network namespace.
-func Open() (*Conn, error) {
+// Open connects to the kernel, for the routes to pods ([routes.Protocol]). It needs no privilege; [Conn.Sync] needs
+// CAP_NET_ADMIN in the user namespace that owns the network namespace.
+func Open() (*Conn, error) { return open(routes.Protocol) }
+
+// OpenLearned is Open for the routes that BGP peers announced ([routes.ProtocolLearned]).
+func OpenLearned() (*Conn, error) { return open(routes.ProtocolLearned) }
+
+func open(protocol uint8) (*Conn, error) {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE) // to no group: a plain socket
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
-	c := &Conn{socket: &nl.SocketHandle{Socket: s}}
+	c := &Conn{protocol: protocol, socket: &nl.SocketHandle{Socket: s}}
 	c.execute, c.executeAll = c.send, c.sendAll
 	if err := c.configure(s); err != nil {
 		s.Close()

@@ -2,8 +2,8 @@
 // and addresses, and tells when somebody changed either. It is the only package that speaks rtnetlink for routes.
 //
 // Everything is one step: read all, take the difference, write the difference, report. Nothing is remembered from one
-// step to the next, so it does not matter who changed what in between. What is ours carries [routes.Protocol] and is in
-// the main table; a route without it is never changed and never deleted, not even when it stands where ours should: a
+// step to the next, so it does not matter who changed what in between. What is ours carries [routes.Protocol], or
+// [routes.ProtocolLearned] for a Conn of learned routes, and is in the main table; a route without it is never changed and never deleted, not even when it stands where ours should: a
 // new route is created with NLM_F_EXCL, and that somebody else's is in the way is reported as a note. (A replacement
 // has no such guard in the kernel. If between our reading and our writing, microseconds apart, ours is deleted and
 // another's is put in its place, ours takes its place back.)

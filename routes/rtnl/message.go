@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -40,9 +41,12 @@ func afOf(f cluster.Family) uint8 {
 func encode(req *nl.NetlinkRequest, header *nl.RtMsg, r routes.Route) {
 	header.Family = afOf(r.Family())
 	header.Dst_len = uint8(r.Dst.Bits())
-	header.Protocol = routes.Protocol
+	header.Protocol = r.Protocol()
 	req.AddData(header)
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
+	if len(r.Hops) > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_MULTIPATH, encodeHops(r.Hops)))
+	}
 	if r.Gateway.IsValid() {
 		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
 	}
@@ -54,6 +58,43 @@ func encode(req *nl.NetlinkRequest, header *nl.RtMsg, r routes.Route) {
 	}
 }
 
+// encodeHops writes the value of RTA_MULTIPATH: for each hop a struct rtnexthop of linux/rtnetlink.h and its attributes. The weight
+// is one more than what it says there.
+func encodeHops(hops []routes.Hop) (value []byte) {
+	for _, h := range hops {
+		gateway := nl.NewRtAttr(unix.RTA_GATEWAY, h.Gateway.AsSlice()).Serialize()
+		value = binary.NativeEndian.AppendUint16(value, uint16(unix.SizeofRtNexthop+len(gateway)))
+		value = append(value, 0, 0)
+		value = binary.NativeEndian.AppendUint32(value, uint32(h.LinkIndex))
+		value = append(value, gateway...)
+	}
+	return value
+}
+
+// nextHopMarks are the flags of a next hop by which the kernel says how it is doing.
+const nextHopMarks = unix.RTNH_F_DEAD | unix.RTNH_F_LINKDOWN | unix.RTNH_F_OFFLOAD | unix.RTNH_F_TRAP
+
+// decodeHops reads the value of RTA_MULTIPATH, in the order of CompareHops; ok is false when there is more to it than routes.Hop
+// can say.
+func decodeHops(value []byte) (hops []routes.Hop, ok bool) {
+	for len(value) >= unix.SizeofRtNexthop {
+		length := int(binary.NativeEndian.Uint16(value))
+		if length < unix.SizeofRtNexthop || length > len(value) || value[2]&^nextHopMarks != 0 || value[3] != 0 {
+			return nil, false
+		}
+		attrs, err := nl.ParseRouteAttr(value[unix.SizeofRtNexthop:length])
+		if err != nil || len(attrs) != 1 || attrs[0].Attr.Type&attrTypeMask != unix.RTA_GATEWAY {
+			return nil, false
+		}
+		h := routes.Hop{LinkIndex: int(binary.NativeEndian.Uint32(value[4:]))}
+		h.Gateway, _ = netip.AddrFromSlice(attrs[0].Value)
+		hops = append(hops, h)
+		value = value[min(len(value), (length+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
+	}
+	slices.SortFunc(hops, routes.CompareHops)
+	return hops, len(hops) > 1 && len(value) == 0
+}
+
 // A kernelRoute is a route of any owner as a dump or a notification shows it.
 type kernelRoute struct {
 	routes.Route
@@ -62,8 +103,8 @@ type kernelRoute struct {
 	tos      uint8
 	// cloned marks an entry of the route cache.
 	cloned bool
-	// odd is true when there is more to the route than routes.Route can say: several next hops, a source address, a
-	// type other than unicast, path metrics, and so on.
+	// odd is true when there is more to the route than routes.Route can say: next hops of different weights, a source
+	// address, a type other than unicast, path metrics, and so on.
 	odd bool
 	// words tells the kind for people: empty for unicast, else "blackhole" and so on.
 	words string
@@ -95,6 +136,7 @@ func decode(payload []byte) (kernelRoute, error) {
 		r.attribute(a.Attr.Type&attrTypeMask, a.Value)
 	}
 	r.Dst = netip.PrefixFrom(dst, int(header.Dst_len))
+	r.Learned = r.protocol == routes.ProtocolLearned
 	return r, nil
 }
 
@@ -109,10 +151,13 @@ func (r *kernelRoute) attribute(kind uint16, value []byte) {
 		r.Metric = number(value)
 	case unix.RTA_TABLE:
 		r.table = number(value)
+	case unix.RTA_MULTIPATH:
+		hops, ok := decodeHops(value)
+		r.Hops, r.odd = hops, r.odd || !ok
 	case unix.RTA_CACHEINFO: // age and counters of a cached route
 	case unix.RTA_PREF:
 		r.odd = r.odd || len(value) != 1 || value[0] != prefMedium
-	default: // RTA_MULTIPATH, RTA_PREFSRC, RTA_METRICS, RTA_NH_ID, RTA_VIA, RTA_ENCAP, …
+	default: // RTA_PREFSRC, RTA_METRICS, RTA_NH_ID, RTA_VIA, RTA_ENCAP, …
 		r.odd = true
 	}
 }
@@ -121,7 +166,7 @@ func (r *kernelRoute) attribute(kind uint16, value []byte) {
 // wanted, and a request to delete it is not bound to one next hop.
 func (r kernelRoute) ours() routes.Route {
 	if r.odd {
-		return routes.Route{Dst: r.Dst, Metric: r.Metric}
+		return routes.Route{Dst: r.Dst, Metric: r.Metric, Learned: r.Learned}
 	}
 	return r.Route
 }
@@ -132,8 +177,8 @@ func (r kernelRoute) String() string {
 	if r.words != "" {
 		s = r.words + " " + s
 	}
-	if r.Gateway.IsValid() {
-		s += " via " + r.Gateway.String()
+	if r.Gateway.IsValid() || len(r.Hops) > 0 {
+		s += " via " + r.Via()
 	}
 	return fmt.Sprintf("%s proto %d metric %d", s, r.protocol, r.Metric)
 }

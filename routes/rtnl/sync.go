@@ -75,7 +75,7 @@ func (c *Conn) sync(ctx context.Context, want *routes.Table, addOnly bool) (Repo
 	return s.done(nil)
 }
 
-// Cleanup deletes all routes of ours in the main table, where all of ours are, and returns how many there were. It may
+// Cleanup deletes all routes of the Conn's protocol in the main table, where all of ours are, and returns how many there were. It may
 // be called when there are none.
 func (c *Conn) Cleanup(ctx context.Context) (removed int, err error) {
 	report, err := c.Sync(ctx, &routes.Table{})
@@ -112,7 +112,7 @@ func (c *Conn) read(ctx context.Context, want *routes.Table) (*found, error) {
 			if err != nil || r.table != unix.RT_TABLE_MAIN || r.cloned {
 				return err
 			}
-			if _, concerns := wanted[r.Dst]; concerns || r.protocol == routes.Protocol {
+			if _, concerns := wanted[r.Dst]; concerns || r.protocol == c.protocol {
 				list = append(list, r)
 			}
 			return nil
@@ -122,7 +122,7 @@ func (c *Conn) read(ctx context.Context, want *routes.Table) (*found, error) {
 			return nil, fmt.Errorf("list %s routes: %w", f, err)
 		}
 		for _, r := range list {
-			all.add(r, wanted)
+			all.add(r, r.protocol == c.protocol, wanted)
 		}
 	}
 	return all, nil
@@ -130,13 +130,13 @@ func (c *Conn) read(ctx context.Context, want *routes.Table) (*found, error) {
 
 // add files one route. The kernel lists, and prefers, the routes of one destination in the order of their metrics, and
 // of one metric in the order in which it looks at them; so another's is ahead of ours when it comes first.
-func (all *found) add(r kernelRoute, wanted map[netip.Prefix]uint32) {
+func (all *found) add(r kernelRoute, ours bool, wanted map[netip.Prefix]uint32) {
 	metric, concerns := wanted[r.Dst]
 	key := routes.Key{Dst: r.Dst, Metric: metric}
 	switch {
-	case r.protocol == routes.Protocol && r.tos != 0:
+	case ours && r.tos != 0:
 		all.strays = append(all.strays, r)
-	case r.protocol == routes.Protocol:
+	case ours:
 		all.ours = append(all.ours, r.ours())
 		all.has[r.Key()] = true
 	case concerns && r.tos == 0 && r.Metric <= metric && !all.has[key]:
@@ -175,8 +175,7 @@ func (s *step) withoutBlocked(want *routes.Table) *routes.Table {
 			s.note(r, cluster.ReasonRouteConflict, conflict(r, other))
 		}
 		mine, there := have[r.Key()]
-		asWanted := there && mine.Gateway == r.Gateway && mine.LinkIndex == r.LinkIndex
-		if !ahead || other.Metric != r.Metric || asWanted {
+		if !ahead || other.Metric != r.Metric || there && mine.Same(r) {
 			rest.Routes = append(rest.Routes, r)
 		}
 	}
@@ -186,19 +185,24 @@ func (s *step) withoutBlocked(want *routes.Table) *routes.Table {
 func conflict(r routes.Route, other kernelRoute) string {
 	if other.Metric < r.Metric {
 		return fmt.Sprintf("The route %s of another owner takes precedence over ours, via %s; right would be none for %s.",
-			other, r.Gateway, r.Dst)
+			other, r.Via(), r.Dst)
 	}
 	return fmt.Sprintf("The route %s of another owner stands where ours, via %s, should be; right would be none for %s.",
-		other, r.Gateway, r.Dst)
+		other, r.Via(), r.Dst)
 }
 
 func (s *step) note(r routes.Route, reason, detail string) {
 	s.report.Notes = append(s.report.Notes, cluster.Note{Object: r.Ref(), Reason: reason, Detail: detail})
 }
 
+// incomplete reports that a route lacks a gateway or a link, as one does that was planned offline.
+func incomplete(r routes.Route) bool {
+	return slices.ContainsFunc(r.NextHops(), func(h routes.Hop) bool { return h.LinkIndex == 0 || !h.Gateway.IsValid() })
+}
+
 // set replaces our route of the same key, or creates one.
 func (s *step) set(r routes.Route) {
-	if r.LinkIndex == 0 || !r.Gateway.IsValid() {
+	if incomplete(r) {
 		s.errs = append(s.errs, fmt.Errorf("route %s: no gateway or link", r))
 		return
 	}
@@ -212,7 +216,7 @@ func (s *step) set(r routes.Route) {
 	err := s.conn.write(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nl.NewRtMsg(), r)
 	if errors.Is(err, unix.EEXIST) { // since we read
 		s.note(r, cluster.ReasonRouteConflict, fmt.Sprintf(
-			"Another route for %s appeared where ours, via %s, should be; right would be none.", r.Dst, r.Gateway))
+			"Another route for %s appeared where ours, via %s, should be; right would be none.", r.Dst, r.Via()))
 		return
 	}
 	s.written(&s.report.Added, "add", r, err)
@@ -228,7 +232,7 @@ func (s *step) written(to *[]routes.Route, verb string, r routes.Route, err erro
 		s.report.Waiting = append(s.report.Waiting, r)
 		s.note(r, cluster.ReasonNextHopUnreachable, fmt.Sprintf(
 			"The kernel has no way to %s over link %s for %s at the moment (%v); the route follows when it has.",
-			r.Gateway, r.Link, r.Dst, err))
+			r.Via(), r.NextHops()[0].Link, r.Dst, err))
 	default:
 		s.errs = append(s.errs, fmt.Errorf("%s route %s: %w", verb, r, err))
 	}
@@ -236,9 +240,11 @@ func (s *step) written(to *[]routes.Route, verb string, r routes.Route, err erro
 
 // remove deletes one route of ours; the protocol in the request keeps the kernel from taking another's instead.
 func (s *step) remove(r routes.Route, tos uint8) {
+	request := r
+	request.Hops = nil // what goes, goes with all next hops; in which order the kernel has them does not matter
 	header := nl.NewRtDelMsg()
 	header.Tos = tos
-	switch err := s.conn.write(unix.RTM_DELROUTE, 0, header, r); {
+	switch err := s.conn.write(unix.RTM_DELROUTE, 0, header, request); {
 	case err == nil:
 		s.report.Deleted = append(s.report.Deleted, r)
 	case !gone(err):

@@ -167,7 +167,7 @@ func (c *Conn) concerns(payload []byte) bool {
 	if r.table != unix.RT_TABLE_MAIN || r.cloned {
 		return false
 	}
-	if r.protocol == routes.Protocol {
+	if r.protocol == c.protocol {
 		return true
 	}
 	w := c.watched.Load()

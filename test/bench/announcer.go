@@ -50,7 +50,7 @@ func runAnnouncer(services int, in io.Reader, out io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // as the agent does once everything is programmed
 	}
-	a := &announcer{speaker: speaker.New(func(netip.Addr, bool) {}), config: c, snapshot: madeUp(services, 1)}
+	a := &announcer{speaker: speaker.New(func(netip.Addr, bool) {}, func() {}), config: c, snapshot: madeUp(services, 1)}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		var n, plans int

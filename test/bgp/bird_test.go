@@ -171,48 +171,44 @@ func TestPassword(t *testing.T) {
 	}
 }
 
-// TestNoTransit: what one gateway announces to a node does not reach the other one, in either direction and family, and the
-// node does not use it.
+// TestNoTransit: what one gateway announces to a node does not reach the other one, in either direction and family, by eBGP or iBGP,
+// whether the node uses it or not. It uses it only when it is to be imported.
 func TestNoTransit(t *testing.T) {
-	r := newRig(t)
-	config := func(as int, id, announce, announce6 string) string {
-		return fmt.Sprintf(`
-log stderr all;
-router id %[2]s;
-protocol device { }
-protocol static { ipv4; route %[3]s blackhole; route 0.0.0.0/0 blackhole; }
-protocol static { ipv6; route %[4]s blackhole; route ::/0 blackhole; }
-template bgp nodes { local as %[1]d; ipv4 { import all; export all; next hop self; }; ipv6 { import all; export all; next hop self; }; }
-protocol bgp node1 from nodes { neighbor 192.0.2.11 as 64512; }
-`, as, id, announce, announce6)
-	}
-	g1 := startBIRD(t, r.lab.Router(), config(64500, "192.0.2.1", "100.64.1.0/24", "2001:db8:a1::/48"))
-	g2 := startBIRD(t, r.lab.Client("gw2").Namespace, config(64501, "192.0.2.2", "100.64.2.0/24", "2001:db8:a2::/48"))
-	r.start(`bgp:
-  asn: 64512
-  peers:
-  - {address: 192.0.2.1, asn: 64500, families: [IPv4, IPv6]}
-  - {address: 192.0.2.2, asn: 64501, families: [IPv4, IPv6]}
-`, r.n1)
-	r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
-	r.eventually(sessionBound, func() error {
-		if v := r.metric(r.n1, "fairway_bgp_received_prefixes"); v != 8 {
-			return fmt.Errorf("the node was sent %v prefixes, expected 2 in 2 families of 2 gateways", v)
-		}
-		return nil
-	})
-	for _, g := range []*gateway{g1, g2} {
-		r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", "fd00:10:244:1::/64") })
-	}
-	time.Sleep(2 * time.Second) // that much time it has for doing wrong
-	r.ok(g1.learned("!100.64.2.0/24", "!2001:db8:a2::/48", "100.64.1.0/24"))
-	r.ok(g2.learned("!100.64.1.0/24", "!2001:db8:a1::/48", "100.64.2.0/24"))
-	for _, f := range cluster.Families {
-		for _, learned := range []string{"100.64.", "2001:db8:a"} {
-			if kernelHas(r.n1.Namespace, f, learned) == nil {
-				t.Errorf("the node's kernel has a route to %s", learned)
+	for _, c := range []struct {
+		name       string
+		as1, as2   int
+		imports    string
+		wantRoutes bool
+	}{
+		{"eBGP", 64500, 64501, "", false},
+		{"eBGP, imported", 64500, 64501, "  import: [{prefixes: [100.64.0.0/10, \"2001:db8:a0::/44\"]}]\n", true},
+		{"iBGP, imported", 64512, 64512, "  import: [{prefixes: [100.64.0.0/10, \"2001:db8:a0::/44\"]}]\n", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t)
+			g1 := startBIRD(t, r.lab.Router(), birdWith(c.as1, gw1, announced{[]string{"100.64.1.0/24", "0.0.0.0/0"}, []string{"2001:db8:a1::/48", "::/0"}}, ""))
+			g2 := startBIRD(t, r.lab.Client("gw2").Namespace, birdWith(c.as2, gw2, announced{[]string{"100.64.2.0/24", "0.0.0.0/0"}, []string{"2001:db8:a2::/48", "::/0"}}, ""))
+			r.start(fmt.Sprintf("bgp:\n  asn: 64512\n  peers:\n  - {address: 192.0.2.1, asn: %d, families: [IPv4, IPv6]}\n  - {address: 192.0.2.2, asn: %d, families: [IPv4, IPv6]}\n", c.as1, c.as2)+c.imports, r.n1)
+			r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
+			r.eventually(sessionBound, func() error {
+				if v := r.metric(r.n1, "fairway_bgp_received_prefixes"); v != 8 {
+					return fmt.Errorf("the node was sent %v prefixes, expected 2 in 2 families of 2 gateways", v)
+				}
+				return nil
+			})
+			for _, g := range []*gateway{g1, g2} {
+				r.eventually(sessionBound, func() error { return g.learned("10.244.1.0/24", "fd00:10:244:1::/64") })
 			}
-		}
+			var want []string
+			if c.wantRoutes {
+				want = []string{viaOne("100.64.1.0/24", gw1), viaOne("100.64.2.0/24", gw2), viaOne("2001:db8:a1::/48", gw1v6), viaOne("2001:db8:a2::/48", gw2v6)}
+			}
+			r.hasLearned(r.n1, want...)
+			time.Sleep(2 * time.Second) // that much time it has for doing wrong
+			r.ok(g1.learned("!100.64.2.0/24", "!2001:db8:a2::/48", "100.64.1.0/24"))
+			r.ok(g2.learned("!100.64.1.0/24", "!2001:db8:a1::/48", "100.64.2.0/24"))
+			r.hasLearned(r.n1, want...)
+		})
 	}
 }
 

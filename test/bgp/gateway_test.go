@@ -91,11 +91,17 @@ func (g *gateway) write(name, text string) string {
 // startBIRD starts BIRD with a configuration.
 func startBIRD(t *testing.T, ns *lab.Namespace, config string) *gateway {
 	t.Helper()
+	return startBIRDWith(t, ns, config)
+}
+
+// startBIRDWith is startBIRD with flags.
+func startBIRDWith(t *testing.T, ns *lab.Namespace, config string, flags ...string) *gateway {
+	t.Helper()
 	need(t, "bird", "bird2")
 	g := newGateway(t, ns)
 	config = strings.Replace(config, "log syslog all;", "log stderr all;", 1)
 	socket := filepath.Join(g.dir, "bird.ctl")
-	g.start("bird", "-f", "-c", g.write("bird.conf", config), "-s", socket, "-P", filepath.Join(g.dir, "bird.pid"))
+	g.start("bird", append(flags, "-f", "-c", g.write("bird.conf", config), "-s", socket, "-P", filepath.Join(g.dir, "bird.pid"))...)
 	g.show = []string{"birdc", "-s", socket, "show", "route", "all"}
 	return g
 }

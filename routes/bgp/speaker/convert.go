@@ -13,15 +13,8 @@ import (
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
-const (
-	// deferral is how long gobgp holds its updates back after a restart, in seconds: 0 would mean six minutes.
-	deferral = 1
-	// receivedLimit is how many prefixes of a family a neighbour may send. They are rejected, but gobgp stores them (1.5 KB each); a
-	// neighbour that sends a full table by mistake must not fill the node's memory.
-	receivedLimit = 20_000
-	// asSequence is the type of an AS_PATH segment (RFC 4271).
-	asSequence = 2
-)
+// deferral is how long gobgp holds its updates back after a restart, in seconds: 0 would mean six minutes.
+const deferral = 1
 
 var apiFamilies = [2]*api.Family{
 	{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST},
@@ -70,7 +63,7 @@ func apiAttributes(asn uint32, a *bgp.Attributes) (list []*anypb.Any) {
 		for i := range numbers {
 			numbers[i] = asn
 		}
-		list = append(list, pack(&api.AsPathAttribute{Segments: []*api.AsSegment{{Type: asSequence, Numbers: numbers}}}))
+		list = append(list, pack(&api.AsPathAttribute{Segments: []*api.AsSegment{{Type: api.AsSegment_AS_SEQUENCE, Numbers: numbers}}}))
 	}
 	if a.MED != 0 {
 		list = append(list, pack(&api.MultiExitDiscAttribute{Med: a.MED}))
@@ -120,7 +113,7 @@ func apiPeer(p bgp.Peer, password string) *api.Peer {
 			peer.AfiSafis = append(peer.AfiSafis, &api.AfiSafi{
 				Config:            &api.AfiSafiConfig{Family: apiFamilies[i], Enabled: true},
 				MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: restarts}},
-				PrefixLimits:      &api.PrefixLimit{Family: apiFamilies[i], MaxPrefixes: receivedLimit},
+				PrefixLimits:      &api.PrefixLimit{Family: apiFamilies[i], MaxPrefixes: p.MaxPrefixes},
 			})
 		}
 	}

@@ -3,7 +3,8 @@
 //
 // It refuses to be anything but an end of the network. Policies are set before there is a first peer, and reject by default:
 // nothing that a neighbour sends is taken into the table of routes, and nothing but what the Table has is sent, so a node
-// never becomes transit between two gateways. There is no API to talk to, and no listening socket unless the Table has a port.
+// never becomes transit between two gateways. That is so also when neighbours' routes are asked for ([Speaker.Received]): they are
+// read where gobgp keeps what it rejected. There is no API to talk to, and no listening socket unless the Table has a port.
 //
 // What gobgp 3 asks for:
 //
@@ -14,6 +15,8 @@
 //     the kernel forwards, whatever becomes of this process. Then gobgp holds its updates back until the neighbour has sent
 //     all of its own, or for the deferral time. Nothing of theirs is waited for here, so that is as short as can be.
 //   - Having met one neighbour, it takes the restart bit from all. So they are met one after the other.
+//   - UpdatePeer forgets which families the peer's OPEN said are kept over a restart of its own. Until the next session, what it
+//     announced goes with the session.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
 //   - Serve never returns, and some settings are global: a process has one Speaker.
 package speaker

@@ -26,8 +26,13 @@ type Session struct {
 	Families [2]bool
 	// GracefulRestart tells that the peer will keep the node's routes over a restart.
 	GracefulRestart bool
-	// Announced and Received count prefixes by family. None that is received is used.
+	// Announced and Received count prefixes by family.
 	Announced, Received [2]int
+	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so, and it
+	// is heard only where there is something to import.
+	Complete bool
+	// TooMany tells that the peer sent more than its MaxPrefixes, and that the session has been ended for a while.
+	TooMany bool
 	// LastError is the last thing that went wrong, also before the session came up; empty for nothing.
 	LastError string
 }
@@ -68,6 +73,7 @@ func (s *Speaker) Sessions() []Session {
 		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {
 			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(key)
 			session.read(p, announced)
+			session.Complete = session.Up() && (r.told[0] || !session.Families[0]) && (r.told[1] || !session.Families[1])
 		}
 		sessions = append(sessions, session)
 	}
@@ -77,6 +83,7 @@ func (s *Speaker) Sessions() []Session {
 // read fills in what gobgp knows.
 func (s *Session) read(p *api.Peer, announced [2]int) {
 	s.State = strings.ToLower(p.State.SessionState.String())
+	s.TooMany = p.State.AdminState == api.PeerState_PFX_CT
 	if !s.Up() {
 		return
 	}

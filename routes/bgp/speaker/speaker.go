@@ -19,12 +19,15 @@ import (
 // A Speaker keeps BGP sessions. Before the first Sync with a Table that has a RouterID it is nothing but a value. Its methods
 // may be called from any goroutine.
 type Speaker struct {
-	changed func(peer netip.Addr, up bool)
-	log     *logger
+	changed  func(peer netip.Addr, up bool)
+	received func()
+	log      *logger
 
 	mu      sync.Mutex // guards what follows
 	server  *server.BgpServer
 	started bool
+	// watching tells that gobgp tells of what peers announce.
+	watching bool
 	// have is what gobgp has, with the identity that it was started with.
 	have bgp.Table
 	// wanted are the peers that there should be, in the order of their addresses.
@@ -41,11 +44,14 @@ type record struct {
 	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
 	up, beenUp bool
+	// told are the families of which the peer has sent all that it has, since the session came up.
+	told [2]bool
 }
 
-// New returns a Speaker. changed is told of every session that comes up or goes down; it must not block, nor call the Speaker.
-func New(changed func(peer netip.Addr, up bool)) *Speaker {
-	return &Speaker{changed: changed, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
+// New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
+// else than before. They must not block, nor call the Speaker.
+func New(changed func(peer netip.Addr, up bool), received func()) *Speaker {
+	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}}
 }
 
 // A Result is what a Sync did.
@@ -75,6 +81,11 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 			return Result{}, nil
 		}
 		if err := s.start(want); err != nil {
+			return Result{}, err
+		}
+	}
+	if len(want.Import) > 0 {
+		if err := s.watchReceived(); err != nil {
 			return Result{}, err
 		}
 	}
@@ -225,8 +236,8 @@ func (s *Speaker) restarting() (is bool) {
 	return is
 }
 
-// pardon is how long a session stays ended whose peer sent too many prefixes.
-const pardon = time.Minute
+// Pardon is how long a session stays ended whose peer sent too many prefixes.
+const Pardon = time.Minute
 
 // forgive tries peers again that had sent too many prefixes: gobgp would not.
 func (s *Speaker) forgive() error {
@@ -235,7 +246,7 @@ func (s *Speaker) forgive() error {
 	// It fails for no reason but a nil request.
 	_ = s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
-		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > pardon {
+		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
 			guilty = append(guilty, p.Conf.NeighborAddress)
 		}
 	})
@@ -271,6 +282,7 @@ func (s *Speaker) event(e *api.WatchEventResponse) {
 	if s.record(a, up) {
 		s.changed(a, up)
 	}
+	s.received() // also when a peer has restarted, or took too long for it
 }
 
 // record records whether a session is up, and reports whether that is new.
@@ -282,6 +294,9 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 		return false
 	}
 	r.up, r.beenUp, r.since = up, true, time.Now()
+	if !up {
+		r.told = [2]bool{}
+	}
 	return true
 }
 

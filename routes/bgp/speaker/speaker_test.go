@@ -15,6 +15,7 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/server"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
@@ -29,6 +30,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 	t.Fatalf("after %s still not: %s", bound, what)
 }
+
+// fewPrefixes is how many a router may send.
+const fewPrefixes = 100
 
 // A router is gobgp as a neighbour, at an address of the loopback interface.
 type router struct {
@@ -71,7 +75,7 @@ func newRouter(t *testing.T, at string, asn uint32, prefix string) *router {
 
 func (r *router) peer(asn uint32) bgp.Peer {
 	return bgp.Peer{Address: r.at, Port: r.port, ASN: asn, Families: [2]bool{true, true}, LocalAddress: netip.MustParseAddr("127.0.0.1"),
-		HoldTime: 9 * time.Second, KeepaliveTime: 3 * time.Second, ConnectRetryTime: time.Second}
+		HoldTime: 9 * time.Second, KeepaliveTime: 3 * time.Second, ConnectRetryTime: time.Second, MaxPrefixes: fewPrefixes}
 }
 
 // knows lists the prefixes that a router knows, with their next hops and path attributes.
@@ -134,7 +138,7 @@ func path(prefix string, vary func(*bgp.Path)) bgp.Path {
 func TestSpeaker(t *testing.T) {
 	r1, r2 := newRouter(t, "127.0.0.11", 64501, "100.64.1.0/24"), newRouter(t, "127.0.0.12", 64502, "100.64.2.0/24")
 	changes := make(chan string, 100)
-	s := New(func(a netip.Addr, up bool) { changes <- fmt.Sprint(a, up) })
+	s := New(func(a netip.Addr, up bool) { changes <- fmt.Sprint(a, up) }, func() {})
 	if _, err := s.Sync(&bgp.Table{}); err != nil || s.server != nil {
 		t.Errorf("without a router ID there is a server: %v", err)
 	}
@@ -194,13 +198,13 @@ func TestSpeaker(t *testing.T) {
 // TestTooMany: a peer that sends more than is stored loses its session, and gets another one later.
 func TestTooMany(t *testing.T) {
 	r := newRouter(t, "127.0.0.16", 64505, "100.64.5.0/24")
-	for i := range receivedLimit {
+	for i := range fewPrefixes {
 		p := path(netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 66, byte(i >> 8), byte(i)}), 32).String(), nil)
 		if _, err := r.AddPath(context.Background(), &api.AddPathRequest{Path: apiPath(64505, p)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := New(func(netip.Addr, bool) {})
+	s := New(func(netip.Addr, bool) {}, func() {})
 	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64505)}}
 	sync := func() {
 		t.Helper()
@@ -211,7 +215,7 @@ func TestTooMany(t *testing.T) {
 	sync()
 	ended := func() bool {
 		session := s.Sessions()[0]
-		return session.State == idle && session.BeenUp && strings.Contains(session.LastError, "maximum number of prefixes reached")
+		return session.State == idle && session.TooMany && session.BeenUp && strings.Contains(session.LastError, "maximum number of prefixes reached")
 	}
 	eventually(t, "the session ends", ended)
 	sync()
@@ -222,10 +226,10 @@ func TestTooMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.records[r.at].since = time.Now().Add(-2 * pardon)
+	s.records[r.at].since = time.Now().Add(-2 * Pardon)
 	s.mu.Unlock()
 	sync()
-	eventually(t, "there is a session again", func() bool { return s.Sessions()[0].Up() })
+	eventually(t, "there is a session again", func() bool { return s.Sessions()[0].Up() && !s.Sessions()[0].TooMany })
 	table.Peers = nil
 	sync()
 }
@@ -233,7 +237,7 @@ func TestTooMany(t *testing.T) {
 // TestLocked: a peer without its password is not started, and others are.
 func TestLocked(t *testing.T) {
 	r := newRouter(t, "127.0.0.13", 64503, "100.64.3.0/24")
-	s := New(func(netip.Addr, bool) {})
+	s := New(func(netip.Addr, bool) {}, func() {})
 	locked := bgp.Peer{Address: netip.MustParseAddr("127.0.0.14"), Port: 1, ASN: 64504, Families: [2]bool{true, false}, HoldTime: 9 * time.Second,
 		KeepaliveTime: 3 * time.Second, ConnectRetryTime: time.Second, PasswordFile: filepath.Join(t.TempDir(), "password")}
 	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64503), locked}}
@@ -270,13 +274,30 @@ func TestLocked(t *testing.T) {
 	}
 }
 
+// TestPasswordOfAnnotation: a password that comes with the peer is used; one that is not known any more locks it, as does a long one.
+func TestPasswordOfAnnotation(t *testing.T) {
+	forgotten := cluster.Secret{Given: true}
+	for _, c := range []struct {
+		secret     cluster.Secret
+		want, fail string
+	}{
+		{cluster.Secret{}, "", ""}, {cluster.NewSecret("right"), "right", ""},
+		{forgotten, "", "not saved"}, {cluster.NewSecret(strings.Repeat("x", 81)), "", "81 bytes"},
+	} {
+		got, err := passwordOf(bgp.Peer{Password: c.secret})
+		if (err != nil) != (c.fail != "") || err == nil && got != c.want || err != nil && (!strings.Contains(err.Error(), c.fail) || strings.Contains(err.Error(), "xxx")) {
+			t.Errorf("%q, %v; expected %q, %q", got, err, c.want, c.fail)
+		}
+	}
+}
+
 // TestListen: a port that is taken is an error, and tried again.
 func TestListen(t *testing.T) {
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(func(netip.Addr, bool) {})
+	s := New(func(netip.Addr, bool) {}, func() {})
 	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), ListenPort: l.Addr().(*net.TCPAddr).AddrPort().Port()}
 	if _, err := s.Sync(table); err == nil || !strings.Contains(err.Error(), "listen for BGP peers") {
 		t.Errorf("a port that is taken: %v", err)
