@@ -87,6 +87,7 @@ func run(ctx context.Context, o Options) error {
 			announceSession(w.reporter.Event, self, peer, up)
 			l.kick(bgpName)
 		})
+		announcer.holdBack(o.Config.StateDir)
 		defer announcer.close()
 		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first
 	}

@@ -57,4 +57,6 @@ const (
 	ReasonBGPRouterIDChanged = "BGPRouterIDChanged"
 	// ReasonBGPNoGracefulRestart: a BGP peer will not keep this node's routes while the agent is restarted.
 	ReasonBGPNoGracefulRestart = "BGPNoGracefulRestart"
+	// ReasonBGPHeldBack: BGP has crashed the agent repeatedly and begins later than it.
+	ReasonBGPHeldBack = "BGPHeldBack"
 )
