@@ -64,8 +64,8 @@ func (c bgpCrashes) pause() time.Duration {
 // readCrash looks for gobgp in the report of a crash: in the goroutine that panicked, which comes first. why is the report's
 // first line.
 func readCrash(report string) (why string, ofBGP bool) {
-	why, rest, _ := strings.Cut(report, "\n")
-	_, rest, _ = strings.Cut(rest, "\n\n") // the line of the signal, if there is one
+	why, _, _ = strings.Cut(report, "\n")
+	_, rest, _ := strings.Cut(report, "\ngoroutine ")
 	culprit, _, _ := strings.Cut(rest, "\n\n")
 	return why, strings.Contains(culprit, "github.com/osrg/gobgp")
 }
