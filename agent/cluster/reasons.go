@@ -11,6 +11,8 @@ const (
 	ReasonPodCIDRRefused = "PodCIDRRefused"
 	// ReasonPodCIDRConflict: a podCIDR that overlaps an older node's.
 	ReasonPodCIDRConflict = "PodCIDRConflict"
+	// ReasonServiceCIDROnLink: the network of a link of this node overlaps a service range.
+	ReasonServiceCIDROnLink = "ServiceCIDROnLink"
 	// ReasonNextHopUnreachable: a node's InternalIP is on no link of ours.
 	ReasonNextHopUnreachable = "NextHopUnreachable"
 	// ReasonNodeIncomplete: a node has no podCIDR or no InternalIP of a family yet; or the agent's own does not exist yet.

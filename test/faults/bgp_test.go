@@ -73,6 +73,10 @@ func newBGPRig(t *testing.T, graceful bool, peers string) *bgpRig {
 
 // configuration is that of n1's agent.
 func (r *bgpRig) configuration() string {
+	restart := "{enabled: false}"
+	if r.graceful {
+		restart = "{restartTime: 20s}"
+	}
 	return fmt.Sprintf(`apiVersion: fairway.dev/v1alpha1
 kind: AgentConfiguration
 stateDir: %s
@@ -80,8 +84,8 @@ bgp:
   asn: 64512
   announce: [{addresses: [PodCIDRs, ClusterIPs]}]
   peers:
-  - {address: %s, asn: 64500, holdTime: %s, connectRetryTime: 1s, gracefulRestart: {enabled: %v, restartTime: 20s}}
-%s`, r.stateDir, gatewayIP, holdTime, r.graceful, r.peers)
+  - {address: %s, asn: 64500, holdTime: %s, connectRetryTime: 1s, gracefulRestart: %s}
+%s`, r.stateDir, gatewayIP, holdTime, restart, r.peers)
 }
 
 // startGateway starts BIRD. With graceful restart it waits for the nodes to tell again what it had in the kernel (-R).
@@ -170,6 +174,10 @@ func (r *bgpRig) again() {
 	r.eventually(sessionBound, r.learned)
 }
 
+// settle waits until the agent has told the gateway everything again. A router that loses the session before that drops what it has
+// kept (RFC 4724, section 4.2).
+func (r *bgpRig) settle() { time.Sleep(2 * time.Second) }
+
 // router runs iptables commands on the gateway, for as long as during takes.
 func (r *bgpRig) router(rules []string, during func()) {
 	r.Helper()
@@ -201,6 +209,7 @@ func TestFault39SessionEnds(t *testing.T) {
 		began := time.Now()
 		r.eventually(sessionBound, r.learned)
 		t.Logf("%s: the session is back after %.1f s", what, time.Since(began).Seconds())
+		r.settle()
 		names := inside
 		if unharmed {
 			names = nil // all of them
@@ -334,6 +343,7 @@ func TestFault42BGPCrashes(t *testing.T) {
 	began := time.Now()
 	r.again()
 	r.measured("the agent crashed, since its new start, until the session is back", time.Since(began), 5*time.Second)
+	r.settle()
 
 	crash(cases[1])
 	r.start(r.n1, r.agents["n1"].Options)
@@ -441,6 +451,7 @@ func (r *bgpRig) loses(d disruption) string {
 	r.Helper()
 	flows := r.flows()
 	d.run(r)
+	r.settle()
 	flows.works(slices.Collect(maps.Keys(flows.flows))...)
 	var worst lab.Report
 	for name, report := range flows.stop(nobody) {
