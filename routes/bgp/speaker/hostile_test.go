@@ -13,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/osrg/gobgp/v3/pkg/apiutil"
+	gobgp "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+	"google.golang.org/protobuf/types/known/anypb"
+
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/test/hostile"
 )
@@ -178,3 +182,45 @@ func TestFatalPeers(t *testing.T) {
 }
 
 func tail(text string) string { return text[max(0, len(text)-4000):] }
+
+// FuzzNegotiated: whatever capabilities gobgp lets a peer have, no more comes of them than the session is to carry.
+func FuzzNegotiated(f *testing.F) {
+	for _, c := range hostile.Corpus() {
+		if c.Stage == hostile.Capabilities {
+			f.Add(c.Bytes, true, false, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte, v4, v6, restarts bool) {
+		peer := bgp.Peer{Families: [2]bool{v4, v6}}
+		if restarts {
+			peer.RestartTime = time.Minute
+		}
+		families, keeps := negotiated(peer, decoded(data))
+		for i := range families {
+			if families[i] && !peer.Families[i] {
+				t.Errorf("family %d came out of % x", i, data)
+			}
+		}
+		if keeps && !restarts {
+			t.Errorf("graceful restart came out of % x", data)
+		}
+	})
+}
+
+// decoded are the capabilities that gobgp makes of what an OPEN has. What it panics on, it is not asked here.
+func decoded(data []byte) (list []*anypb.Any) {
+	defer func() { _ = recover() }()
+	for len(data) >= 2 {
+		c, err := gobgp.DecodeCapability(data)
+		if err != nil || c.Len() == 0 || c.Len() > len(data) {
+			return list
+		}
+		data = data[c.Len():]
+		a, err := apiutil.MarshalCapability(c)
+		if err != nil {
+			return list
+		}
+		list = append(list, a)
+	}
+	return list
+}
