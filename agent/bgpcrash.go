@@ -27,10 +27,12 @@ const (
 	crashCount  = "bgp-crashes.json"
 	// A crash that comes crashMemory after the one before is the first one again.
 	crashMemory = 2 * time.Hour
-	// The second crash holds BGP back for crashPause, and each further one twice as long as the one before, up to crashMost. That
-	// is more than the ten minutes after which Kubernetes forgets what it knew of a container that crashes.
-	crashPause = 10 * time.Second
-	crashMost  = 15 * time.Minute
+	// The second crash holds BGP back for crashPause, and each further one crashGrowth times as long as the one before, up to crashMost.
+	// That is more than the ten minutes after which Kubernetes forgets that a container has crashed; the fewer crashes it takes to
+	// get there, the less time the agent spends in CrashLoopBackOff.
+	crashPause  = 20 * time.Second
+	crashGrowth = 10
+	crashMost   = 15 * time.Minute
 )
 
 // bgpCrashes are the crashes of gobgp that came soon one after the other.
@@ -56,7 +58,7 @@ func (c bgpCrashes) pause() time.Duration {
 	}
 	pause := crashPause
 	for range c.Count - 2 {
-		pause = min(2*pause, crashMost)
+		pause = min(crashGrowth*pause, crashMost)
 	}
 	return pause
 }

@@ -15,7 +15,7 @@ func TestLinkNotes(t *testing.T) {
 		{Name: "lo", Addrs: []netip.Prefix{pfx("127.0.0.1/8"), pfx("::1/128")}},
 		{Name: "eth0", Addrs: []netip.Prefix{pfx("10.95.0.7/16"), pfx("fd00:95::7/64")}},
 		{Name: "nodelocaldns", Addrs: []netip.Prefix{pfx("10.96.0.10/32")}},
-		{Name: "tun0", Addrs: []netip.Prefix{pfx("10.96.7.1/24"), pfx("fd00:96::7:1/120")}},
+		{Name: "tun0", Addrs: []netip.Prefix{pfx("10.96.7.1/24"), pfx("fd00:96::701/120")}},
 		{Name: "vpn", Addrs: []netip.Prefix{pfx("10.0.0.1/8")}},
 	}}}
 	notes := linkNotes(s, Config{NodeName: "a", ServiceCIDRs: []netip.Prefix{pfx("10.96.0.0/16")}})
@@ -24,7 +24,7 @@ func TestLinkNotes(t *testing.T) {
 		got += n.Object.String() + ": " + n.Reason + ": " + n.Detail + "\n"
 	}
 	const want = `Node a: ServiceCIDROnLink: The link tun0 has the network 10.96.7.0/24, which overlaps the service range 10.96.0.0/16; right would be a network of its own.
-Node a: ServiceCIDROnLink: The link tun0 has the network fd00:96::7:0/120, which overlaps the service range fd00:96::/112; right would be a network of its own.
+Node a: ServiceCIDROnLink: The link tun0 has the network fd00:96::700/120, which overlaps the service range fd00:96::/112; right would be a network of its own.
 Node a: ServiceCIDROnLink: The link vpn has the network 10.0.0.0/8, which overlaps the service range 10.96.0.0/16; right would be a network of its own.
 `
 	if got != want {
