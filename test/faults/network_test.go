@@ -67,14 +67,13 @@ exec ` + networkd
 	})
 }
 
-// Fault 19: systemd-networkd starts on a link that is configured, and then the link's carrier goes and comes back. Told to manage foreign
-// routes, as it is by default, it takes all of them from the link, and the addresses until it sets them again.
+// Fault 19: systemd-networkd starts on a link that is configured, and then the link's carrier goes. Told to manage foreign routes, as it is by
+// default, it takes them and the addresses from the link; when the carrier is back it sets the addresses.
 func TestFault19NetworkdPurges(t *testing.T) {
 	r := newRig(t, lab.NFT, topology())
 	m, flows := r.monitor(r.n1), r.traffic()
-	began := time.Now()
 	r.startNetworkd(r.n1)
-	r.measured("systemd-networkd started", m.repair(began), time.Second)
+	r.eventually(eventBound, func() error { return r.exact(r.n1) })
 	for range 2 {
 		_, err := r.lab.Switch().Run("ip", "link", "set", "n1", "down")
 		r.ok(err)
@@ -84,7 +83,7 @@ func TestFault19NetworkdPurges(t *testing.T) {
 			}
 			return nil
 		})
-		began = time.Now()
+		began := time.Now()
 		_, err = r.lab.Switch().Run("ip", "link", "set", "n1", "up")
 		r.ok(err)
 		repaired := m.repair(began)
