@@ -205,6 +205,7 @@ func bgpIn(target string) []string {
 func TestFault39SessionEnds(t *testing.T) {
 	t.Parallel()
 	r := newBGPRig(t, "{restartTime: 15s}", "")
+	r.settle()
 	flows := r.flows()
 	down := func() error { return r.session(gatewayIP, 0) }
 	ended := func(what string, unharmed bool) {
@@ -435,17 +436,21 @@ var disruptions = []disruption{
 func TestLoss(t *testing.T) {
 	t.Parallel()
 	rows := map[string][]string{}
+	t.Cleanup(func() {
+		for i, d := range disruptions {
+			t.Logf("| %s | %s | %s |", d.what, rows[graceful][i], rows[notGraceful][i])
+		}
+	})
 	for _, restart := range []string{graceful, notGraceful} {
-		rows[restart] = make([]string, len(disruptions))
+		cells := make([]string, len(disruptions))
+		rows[restart] = cells
 		t.Run(restart, func(t *testing.T) {
+			t.Parallel()
 			r := newBGPRig(t, restart, "")
 			for i, d := range disruptions {
-				rows[restart][i] = r.loses(d)
+				cells[i] = r.loses(d)
 			}
 		})
-	}
-	for i, d := range disruptions {
-		t.Logf("| %s | %s | %s |", d.what, rows[graceful][i], rows[notGraceful][i])
 	}
 }
 
