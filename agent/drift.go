@@ -80,6 +80,10 @@ func (s *suspicions) standing() (quiet time.Time, doubt bool) {
 
 // watchRules follows what others do to the rules, and has the Parts look into it, until the context ends.
 func watchRules(ctx context.Context, b *netfilter.Backend, l *loop, parts map[cluster.Family]*rulesPart) error {
+	if len(parts) == 0 {
+		<-ctx.Done() // no rules here
+		return nil
+	}
 	observer := netfilter.Observer{
 		Changed: func(c netfilter.Change) {
 			if p := parts[c.Family]; p != nil {

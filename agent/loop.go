@@ -31,6 +31,8 @@ type loop struct {
 	reporter  Reporter
 	// event, when not nil, writes a Warning about the own Node.
 	event func(reason, message string)
+	// started, when not nil, is told whenever all of a Plan is programmed.
+	started func()
 	// saver, when not nil, is offered what is programmed.
 	saver *saver
 
@@ -197,10 +199,15 @@ func (l *loop) done(o outcome) {
 	l.reporting.Lock()
 	defer l.reporting.Unlock()
 	l.reporter.Report(l.status.done(o))
+	s := l.status.programmed()
+	if s == nil {
+		return
+	}
+	if l.started != nil {
+		l.started()
+	}
 	if l.saver != nil {
-		if s := l.status.programmed(); s != nil {
-			l.saver.offer(s)
-		}
+		l.saver.offer(s)
 	}
 }
 

@@ -72,11 +72,6 @@ func (r Report) unserved() (list []cluster.Ref) {
 	return list
 }
 
-// auditShare bounds how often a Part reads everything back although nothing seems to have changed: every syncPeriod, or so
-// much less often that it takes no more than a fiftieth of one core. (Reading 80,000 lines back through iptables-nft takes two
-// seconds.)
-const auditShare = 50
-
 // A goal is a Plan with its place in the order of Plans.
 type goal struct {
 	revision uint64
@@ -139,8 +134,8 @@ func (r *runner) kick() {
 // run works until the context ends. What is in the kernel stays there.
 func (r *runner) run(ctx context.Context) {
 	var g goal
-	audit := time.NewTimer(r.auditEvery)
-	defer audit.Stop()
+	audits := newAudits(r.auditEvery)
+	defer audits.timer.Stop()
 	for {
 		var retry <-chan time.Time
 		if d, ok := r.pace.retryIn(time.Now()); ok {
@@ -151,13 +146,17 @@ func (r *runner) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case g = <-r.goals:
+			audits.changed = time.Now()
 		case <-r.kicks: // the Part knows where to look
-		case <-audit.C:
+		case <-audits.timer.C:
+			if audits.putOff(time.Now()) {
+				continue
+			}
 			reread, audited = true, true
 		case <-retry:
 		}
 		if audited {
-			audit.Reset(r.auditEvery)
+			audits.next(r.auditEvery)
 		}
 		if g.plan == nil {
 			continue
@@ -170,7 +169,7 @@ func (r *runner) run(ctx context.Context) {
 		default:
 		}
 		if took := r.sync(ctx, g, reread); audited {
-			audit.Reset(max(r.auditEvery, auditShare*took))
+			audits.next(max(r.auditEvery, auditShare*took))
 		}
 	}
 }

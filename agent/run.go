@@ -36,8 +36,8 @@ type Options struct {
 }
 
 // Run runs an agent until the context ends, and then returns nil. Routes and rules stay in the kernel. An error means
-// that the agent could not start: no way to the API's configuration, neither family's iptables usable
-// (netfilter.ErrNoBackend), or, with bindAddressHardFail, an address in use.
+// that the agent could not start: no way to the API's configuration, or, with bindAddressHardFail, an address in use; or that it
+// started where no iptables worked, and one does now.
 func Run(ctx context.Context, o Options) error {
 	err := run(ctx, o)
 	if ctx.Err() != nil { // also while it was starting: what was under way failed for that
@@ -49,16 +49,16 @@ func Run(ctx context.Context, o Options) error {
 func run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	frugal()
+	started := frugal()
 	klog.InfoS("Starting fairway", "version", o.Version, "node", o.Config.NodeName)
 	for _, r := range o.Remarks {
 		klog.InfoS("Of kube-proxy's configuration", "field", r.Field, "detail", r.Detail)
 	}
-	backend, err := netfilter.Detect(ctx, o.Config.IPTablesBackend)
+	rulesPossible := make(chan struct{})
+	backend, waiting, err := detect(ctx, o.Config.IPTablesBackend, sync.OnceFunc(func() { close(rulesPossible) }))
 	if err != nil {
 		return err
 	}
-	announceBackend(backend)
 	warnOfOtherModes()
 	adjustOOMScore(oomScoreFile, o.Config.OOMScoreAdj)
 	conn, err := rtnl.Open()
@@ -74,6 +74,9 @@ func run(ctx context.Context, o Options) error {
 	services := newServiceParts(ctx, o.Config, backend, &facts, func() bool { return s.view().healthy(time.Now()) })
 	defer services.close()
 	parts := append([]Part{&routesPart{conn: conn, nodeName: o.Config.NodeName}}, services.parts...)
+	if waiting != nil {
+		parts = append(parts, waiting)
+	}
 	w, err := o.open()
 	if err != nil {
 		return err
@@ -102,6 +105,7 @@ func run(ctx context.Context, o Options) error {
 	}
 	m.registry.MustRegister(append(w.metrics, droppedEvents(w.reporter.Dropped))...)
 	l = newLoop(o.Config, facts, parts, m, s, newLogReporter(w.reporter))
+	l.started = sync.OnceFunc(func() { go started() })
 	var saved *cluster.Snapshot
 	if o.Config.StateDir != "" {
 		l.saver = newSaver(o.Config.StateDir, o.Config.NodeName, func(notes ...cluster.Note) { l.remark("snapshot", notes...) })
@@ -130,6 +134,7 @@ func run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
 		func(ctx context.Context) error { return watchRules(ctx, backend, l, services.rules) },
+		func(ctx context.Context) error { return endWhen(ctx, rulesPossible) },
 		func(ctx context.Context) error { l.run(ctx); return nil })...)
 }
 

@@ -103,21 +103,21 @@ func (r *Restore) Services() []cluster.Ref {
 
 // Diff returns what turns have into want. Chains whose text is equal are not touched.
 func Diff(have, want *Ruleset) *Restore {
+	filter, nat := compare(&have.Filter, &want.Filter), compare(&have.NAT, &want.NAT)
 	r := &Restore{}
-	r.tables(compare(&have.Filter, &want.Filter), compare(&have.NAT, &want.NAT))
-	return r
-}
-
-// tables writes the changes of both tables, in the order that leaves no gap.
-func (r *Restore) tables(filter, nat *change) {
-	if nat.empty() {
-		r.write(Filter, filter)
-		return
-	}
-	gains, losses := filter.split()
+	gains, losses := filter.around(nat)
 	r.write(Filter, gains)
 	r.write(NAT, nat)
 	r.write(Filter, losses)
+	return r
+}
+
+// around splits the change of filter into what comes before a change of nat and what comes after it, so that there is no gap.
+func (c *change) around(nat *change) (gains, losses *change) {
+	if nat.empty() {
+		return c, &change{}
+	}
+	return c.split()
 }
 
 // A change is what happens to one table.

@@ -10,16 +10,22 @@ import (
 // each. It is Diff when there are no more than that.
 //
 // What packets meet is the same: a chain to which nothing leads is none to them, and all that leads to one is still written in
-// one commit. A Restore that fails or is killed midway leaves chains that the next difference takes over or deletes.
+// one commit. What filter gains comes before all of that: the first rules of nat turn connection tracking on, and a first load
+// takes seconds, in which a packet to a Service that is not rejected would be forwarded as it is, and remembered so: a later
+// connection from the same port would not be translated either. A Restore that fails or is killed midway leaves chains that the
+// next difference takes over or deletes.
 func DiffInStages(have, want *Ruleset, chains int) *Restore {
-	nat := compare(&have.NAT, &want.NAT)
+	filter, nat := compare(&have.Filter, &want.Filter), compare(&have.NAT, &want.NAT)
 	r := &Restore{}
 	r.grow(nat)
+	gains, losses := filter.around(nat)
+	r.write(Filter, gains)
 	for _, list := range nat.takeNew(chains) {
 		r.write(NAT, &change{set: list})
 	}
 	gone := nat.takeGone(&have.NAT, chains)
-	r.tables(compare(&have.Filter, &want.Filter), nat)
+	r.write(NAT, nat)
+	r.write(Filter, losses)
 	for _, names := range gone {
 		r.write(NAT, &change{remove: names})
 	}

@@ -88,3 +88,22 @@ func TestStagesBlame(t *testing.T) {
 		t.Errorf("the %d lines lead to %d Services, expected 60", n, len(blamed))
 	}
 }
+
+// TestStagesRejectFirst: on a first load, what must be rejected is, from before the first chain of nat.
+func TestStagesRejectFirst(t *testing.T) {
+	table, _ := proxy.Plan(synth.Even(10, 60, 3), cluster.IPv4, config, nil)
+	want := iptables.Render(table, options, nil)
+	commits := 0
+	_, err := textkernel.Apply(&iptables.Ruleset{Family: cluster.IPv4}, iptables.DiffInStages(&iptables.Ruleset{Family: cluster.IPv4}, want, 7), func(between *iptables.Ruleset) {
+		if commits++; commits > 1 {
+			return
+		}
+		if len(between.NAT.Chains) > 0 || len(between.Filter.Jumps) != len(want.Filter.Jumps) || len(between.Filter.Chains) != len(want.Filter.Chains) {
+			t.Errorf("after the first commit nat has %d chains, and filter %d jumps and %d chains of %d and %d", len(between.NAT.Chains),
+				len(between.Filter.Jumps), len(between.Filter.Chains), len(want.Filter.Jumps), len(want.Filter.Chains))
+		}
+	})
+	if err != nil || commits < 3 {
+		t.Errorf("%d commits: %v", commits, err)
+	}
+}

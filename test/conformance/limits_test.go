@@ -11,7 +11,7 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// seldom bounds what the agent does when it reads everything back: that takes a fiftieth of one core at most, so on a busy machine
+// seldom bounds what the agent does when it reads everything back: that takes a hundredth of one core at most, so on a busy machine
 // it comes less often than the sync period says.
 const seldom = 4 * soon
 

@@ -269,6 +269,42 @@ func TestFault14ProgramVanishes(t *testing.T) {
 	})
 }
 
+// Fault 14: no program of iptables is there when the agent starts. Routes are kept, the reason is told, and the agent ends when
+// they are back, to be started with them.
+func TestFault14NoProgramsAtStart(t *testing.T) {
+	onBackends(t, func(r *rig) {
+		tools := r.tools()
+		flows := r.flow(r.serviceFlows())
+		gone := tools.dir + ".gone"
+		r.ok(os.Rename(tools.dir, gone))
+		o := r.agents["n1"].Options
+		r.ok(r.agents["n1"].Stop(startBound))
+		agent := r.start(r.n1, o)
+		r.eventually(startBound, func() error {
+			body := r.readyz(r.n1)
+			if want := lab.Tool(r.backend, cluster.IPv4, "") + " is not in PATH"; !strings.Contains(body, "no usable iptables") || !strings.Contains(body, want) {
+				return fmt.Errorf("/readyz does not say that no iptables is usable, and %q: %s", want, body)
+			}
+			return r.unready(r.n1)
+		})
+		r.ip(r.n1, "route del "+r.n2.PodCIDRs[0].String())
+		r.eventually(startBound, func() error { return r.exact(r.n1) })
+		r.ok(os.Rename(gone, tools.dir))
+		select {
+		case <-agent.Exited():
+		case <-time.After(2 * lookBound):
+			r.Fatalf("the agent goes on without iptables although it is there: %s", agent.Output())
+		}
+		if out := agent.Output(); !strings.Contains(out, "iptables works now") {
+			r.Errorf("the agent does not say why it ended: %s", out)
+		}
+		r.start(r.n1, o)
+		r.ready(r.n1)
+		flows.stop()
+		r.exactly()
+	})
+}
+
 // Fault 14: a match is missing. Only the Service that needs it is left out, with the reason; with the match there, it is served.
 func TestFault14MatchMissing(t *testing.T) {
 	onBackends(t, func(r *rig) {
