@@ -15,8 +15,8 @@
 //     all of its own, or for the deferral time. Nothing of theirs is waited for here, so that is as short as can be.
 //   - Having met one neighbour, it takes the restart bit from all. So they are met one after the other.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
-//   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). ListPeer does, too, for a
-//     peer whose host name or software version is not UTF-8; there is no other way to ask for what a peer's OPEN says. It is the
-//     agent that knows what to do after that.
+//   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). It is the agent that
+//     knows what to do after that. In Serve's goroutine, which is ours, two of its panics are recovered: that of ListPeer for a peer
+//     whose host name or software version is not UTF-8, and that for a second OPEN in a session that is up.
 //   - Serve never returns, and some settings are global: a process has one Speaker.
 package speaker

@@ -163,6 +163,50 @@ func outcome(p *hostile.Peer) string {
 	return "ended by the connection"
 }
 
+// TestUnreadablePeer: a peer about which gobgp can't be asked has no session until it is tried again, and the others have theirs.
+func TestUnreadablePeer(t *testing.T) {
+	i := slices.IndexFunc(hostile.Corpus(), func(c hostile.Case) bool { return c.Name == "a host name that is not UTF-8" })
+	bad := &hostile.Peer{ASN: hostileASN, ID: [4]byte{127, 0, 0, 21}, Case: hostile.Corpus()[i]}
+	l, err := net.Listen("tcp", "127.0.0.21:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go bad.Serve(l)
+	r := newRouter(t, "127.0.0.20", 64501, "100.64.1.0/24")
+	s := New(func(netip.Addr, bool) {})
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	peer := r.peer(hostileASN)
+	peer.Address, peer.Port = at.Addr(), at.Port()
+	table := &bgp.Table{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11"), Peers: []bgp.Peer{r.peer(64501), peer}}
+	sync := func() {
+		t.Helper()
+		if _, err := s.Sync(table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync()
+	refused := func() bool { return s.Sessions()[1].LastError == unreadable }
+	eventually(t, "it is refused", refused)
+	sync()
+	eventually(t, "its session is ended", func() bool { return len(bad.Ended()) > 0 })
+	eventually(t, "the other has a session", func() bool { return s.Sessions()[0].Up() })
+	if session := s.Sessions()[1]; session.Up() || !session.BeenUp {
+		t.Errorf("%+v", session)
+	}
+	s.mu.Lock()
+	s.refused[peer.Address] = time.Now().Add(-2 * pardon)
+	s.mu.Unlock()
+	before := bad.Sent()
+	sync()
+	if refused() {
+		t.Error("it is not tried again")
+	}
+	eventually(t, "it is refused again", func() bool { return bad.Sent() > before && refused() })
+	table.Peers = nil
+	sync()
+}
+
 // TestFatalPeers: what gobgp 3 does not survive. When one of these passes, the corpus and docs/bgp.md can forget it.
 func TestFatalPeers(t *testing.T) {
 	for _, c := range hostile.Corpus() {
