@@ -35,7 +35,7 @@ func attribute(flags, code byte, value ...byte) []byte {
 	return append([]byte{flags, code, byte(len(value))}, value...)
 }
 
-// The mandatory attributes of a route from AS 64500 over 192.0.2.1.
+// The mandatory attributes of a route from AS 64500. The next hop is one that peers on the loopback interface may name.
 var (
 	origin  = attribute(0x40, 1, 0)
 	asPath  = attribute(0x40, 2, 2, 1, 0, 0, 0xfb, 0xf4)
@@ -165,29 +165,29 @@ func Corpus() []Case {
 		all = append(all, c)
 	}
 	mp4, as4Octets := capability(1, 0, 1, 0, 1), capability(65, 0, 0, 0xfb, 0xf4)
-	caps := func(name, report string, fatal bool, parts ...[]byte) {
-		all = append(all, Case{Name: name, Report: report, Stage: Capabilities, Bytes: join(parts...), Fatal: fatal})
+	caps := func(name, report string, parts ...[]byte) {
+		all = append(all, Case{Name: name, Report: report, Stage: Capabilities, Bytes: join(parts...)})
 	}
-	caps("no capabilities", "RFC 5492", false)
-	caps("a capability that is cut off", "RFC 5492", false, mp4, as4Octets, []byte{64, 200, 0})
-	caps("a four-octet ASN of no octets", "GHSA-gjrg-jjr3-56cm", false, mp4, capability(65), capability(2))
-	caps("a four-octet ASN of no octets, at the end", "GHSA-gjrg-jjr3-56cm", false, mp4, capability(65))
-	caps("a software version of length 0", "CVE-2025-43971", false, mp4, as4Octets, capability(75, 0))
-	caps("a software version of no octets", "CVE-2025-43971", false, mp4, as4Octets, capability(75))
-	caps("a software version longer than itself", "gobgp 67c05941", false, mp4, as4Octets, capability(75, 64, 'x'))
-	caps("a software version that is not UTF-8", "found here", false, mp4, as4Octets, capability(75, 2, 0xff, 0xfe))
-	caps("a host name longer than itself", "gobgp 2b09db39", false, mp4, as4Octets, capability(73, 200, 'x'))
-	caps("a host name of no octets", "gobgp 2b09db39", false, mp4, as4Octets, capability(73))
-	caps("a host name that is not UTF-8", "found here", false, mp4, as4Octets, capability(73, 2, 0xff, 0xfe, 0))
-	caps("graceful restart of one octet", "RFC 4724", false, mp4, as4Octets, capability(64, 1))
-	caps("graceful restart with half a family", "RFC 4724", false, mp4, as4Octets, capability(64, 0, 120, 0, 1))
-	caps("long-lived graceful restart of one octet", "RFC 9494", false, mp4, as4Octets, capability(71, 1))
-	caps("a family of one octet", "RFC 4760", false, capability(1, 1), as4Octets)
-	caps("a family that nobody knows", "RFC 4760", false, capability(1, 0xff, 0xff, 0, 0xff), as4Octets)
-	caps("add-path with half a family", "RFC 7911", false, mp4, as4Octets, capability(69, 0, 1))
-	caps("an extended next hop with half a family", "RFC 8950", false, mp4, as4Octets, capability(5, 0, 1, 0))
-	caps("the same capability thirty times", "RFC 5492", false, mp4, as4Octets, bytes.Repeat(capability(2), 30))
-	caps("capabilities that nobody knows", "RFC 5492", false, mp4, as4Octets, capability(250, repeat(0xff, 40)...), capability(0))
+	caps("no capabilities", "RFC 5492")
+	caps("a capability that is cut off", "RFC 5492", mp4, as4Octets, []byte{64, 200, 0})
+	caps("a four-octet ASN of no octets", "GHSA-gjrg-jjr3-56cm", mp4, capability(65), capability(2))
+	caps("a four-octet ASN of no octets, at the end", "GHSA-gjrg-jjr3-56cm", mp4, capability(65))
+	caps("a software version of length 0", "CVE-2025-43971", mp4, as4Octets, capability(75, 0))
+	caps("a software version of no octets", "CVE-2025-43971", mp4, as4Octets, capability(75))
+	caps("a software version longer than itself", "gobgp 67c05941", mp4, as4Octets, capability(75, 64, 'x'))
+	caps("a software version that is not UTF-8", "found here", mp4, as4Octets, capability(75, 2, 0xff, 0xfe))
+	caps("a host name longer than itself", "gobgp 2b09db39", mp4, as4Octets, capability(73, 200, 'x'))
+	caps("a host name of no octets", "gobgp 2b09db39", mp4, as4Octets, capability(73))
+	caps("a host name that is not UTF-8", "found here", mp4, as4Octets, capability(73, 2, 0xff, 0xfe, 0))
+	caps("graceful restart of one octet", "RFC 4724", mp4, as4Octets, capability(64, 1))
+	caps("graceful restart with half a family", "RFC 4724", mp4, as4Octets, capability(64, 0, 120, 0, 1))
+	caps("long-lived graceful restart of one octet", "RFC 9494", mp4, as4Octets, capability(71, 1))
+	caps("a family of one octet", "RFC 4760", capability(1, 1), as4Octets)
+	caps("a family that nobody knows", "RFC 4760", capability(1, 0xff, 0xff, 0, 0xff), as4Octets)
+	caps("add-path with half a family", "RFC 7911", mp4, as4Octets, capability(69, 0, 1))
+	caps("an extended next hop with half a family", "RFC 8950", mp4, as4Octets, capability(5, 0, 1, 0))
+	caps("the same capability thirty times", "RFC 5492", mp4, as4Octets, bytes.Repeat(capability(2), 30))
+	caps("capabilities that nobody knows", "RFC 5492", mp4, as4Octets, capability(250, repeat(0xff, 40)...), capability(0))
 	opens := func(name, report string, fatal bool, b []byte) {
 		all = append(all, Case{Name: name, Report: report, Stage: AsOpen, Bytes: b, Fatal: fatal})
 	}
@@ -203,13 +203,13 @@ func Corpus() []Case {
 	opens("a message of an unknown type in place of the OPEN", unknown, true, message(9, nil))
 	opens("a KEEPALIVE with a body in place of the OPEN", "RFC 6608", false, message(typeKeepalive, []byte{1}))
 	opens("a NOTIFICATION of one octet in place of the OPEN", "RFC 4271, section 6.4", false, message(typeNotification, []byte{6}))
-	confirms := func(name, report string, fatal bool, b []byte) {
-		all = append(all, Case{Name: name, Report: report, Stage: AsKeepalive, Bytes: b, Fatal: fatal})
+	confirms := func(name, report string, b []byte) {
+		all = append(all, Case{Name: name, Report: report, Stage: AsKeepalive, Bytes: b})
 	}
-	confirms("an UPDATE in place of the KEEPALIVE", "RFC 6608", false, with(nil))
-	confirms("a malformed UPDATE in place of the KEEPALIVE", "RFC 6608", false, message(typeUpdate, []byte{0}))
-	confirms("a malformed ROUTE-REFRESH in place of the KEEPALIVE", "CVE-2023-41360", false, message(typeRouteRefresh, []byte{0}))
-	confirms("AS4_PATH before AS_PATH in place of the KEEPALIVE", as4, false, update(attribute(0xc0, 17, 2, 1, 0, 0, 0xfb, 0xf4), origin, nextHop, asPath))
+	confirms("an UPDATE in place of the KEEPALIVE", "RFC 6608", with(nil))
+	confirms("a malformed UPDATE in place of the KEEPALIVE", "RFC 6608", message(typeUpdate, []byte{0}))
+	confirms("a malformed ROUTE-REFRESH in place of the KEEPALIVE", "CVE-2023-41360", message(typeRouteRefresh, []byte{0}))
+	confirms("AS4_PATH before AS_PATH in place of the KEEPALIVE", as4, update(attribute(0xc0, 17, 2, 1, 0, 0, 0xfb, 0xf4), origin, nextHop, asPath))
 	return all
 }
 
