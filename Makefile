@@ -14,7 +14,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.2.0
 
 # The programs of Debian that tests and demo need: program=package.
-TEST_TOOLS := iptables-nft=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl bird=bird2 /usr/lib/frr/bgpd=frr gobgpd=gobgpd /usr/lib/systemd/systemd-networkd=systemd
+TEST_TOOLS := iptables-nft=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl bird=bird2 /usr/lib/frr/bgpd=frr gobgpd=gobgpd /usr/lib/systemd/systemd-networkd=systemd ipset=ipset
 DEMO_TOOLS := iptables-nft=iptables ip=iproute2
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")

@@ -29,6 +29,8 @@ type BGPConfiguration struct {
 	// AnnounceFromExcludedNodes announces addresses of Services from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers, too.
 	AnnounceFromExcludedNodes bool `json:"announceFromExcludedNodes,omitempty"`
+	// KubeRouterAnnotations has the annotations of kube-router on Nodes and Services count.
+	KubeRouterAnnotations bool `json:"kubeRouterAnnotations,omitempty"`
 }
 
 // A BGPPeer is one router in the bgp section.
@@ -93,7 +95,7 @@ const (
 
 // given tells whether the section says anything.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce) > 0 || b.AnnounceFromExcludedNodes
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce) > 0 || b.AnnounceFromExcludedNodes || b.KubeRouterAnnotations
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.
@@ -117,7 +119,12 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 	for i, p := range b.Peers {
 		out.Peers = append(out.Peers, p.check(fmt.Sprintf("bgp.peers[%d]", i), b.ASN, refuse))
 	}
-	if len(b.Peers) == 0 {
+	switch {
+	case b.KubeRouterAnnotations:
+		// Whose address and ASN are those of the annotation.
+		like := BGPPeer{Address: "192.0.2.1", ASN: b.ASN}.check("bgp.kubeRouterAnnotations", b.ASN, func(string, string, ...any) {})
+		out.KubeRouter = &like.Peer
+	case len(b.Peers) == 0:
 		refuse("bgp.peers", "are none, expected the routers to announce to, or no bgp at all")
 	}
 	if len(b.Announce) == 0 {

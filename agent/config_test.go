@@ -255,6 +255,9 @@ bgp:
 	if c, err = configure(t, head); err != nil || c.BGP != nil {
 		t.Errorf("without bgp: %+v, %v", c.BGP, err)
 	}
+	if c, err = configure(t, head+"bgp: {asn: 64512, kubeRouterAnnotations: true}"); err != nil || c.BGP.KubeRouter == nil || c.BGP.KubeRouter.HoldTime != 30*time.Second || c.BGP.KubeRouter.Port != 179 {
+		t.Errorf("with peers in annotations: %+v, %v", c.BGP, err)
+	}
 }
 
 // TestBGPRefused: what is wrong is named, with what would be right.

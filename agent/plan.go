@@ -46,9 +46,10 @@ type Plan struct {
 	// Notes tell what was refused, and why; in order, without duplicates.
 	Notes []cluster.Note
 
-	// What follows is the memo for the routes of the next Plan.
+	// What follows is the memo of the next Plan: for the routes, and for what kube-router's annotations change.
 	config     Config
 	routeNotes []cluster.Note
+	annotated  annotated
 }
 
 // Services is one family's part of a Plan.
@@ -86,13 +87,18 @@ func (p *Plan) without(unserved []cluster.Ref) *Plan {
 // service's rendering.
 func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 	s, rangeNotes := plausibleRanges(s, c)
-	p := &Plan{Snapshot: s, config: c}
+	p := &Plan{config: c}
+	if c.BGP != nil && c.BGP.KubeRouter != nil {
+		s, p.annotated = annotate(s, prev)
+	}
+	p.Snapshot = s
 	if prev != nil && reflect.DeepEqual(prev.config, c) && routes.SameInput(prev.Snapshot, s) {
 		p.Routes, p.routeNotes = prev.Routes, prev.routeNotes
 	} else {
 		p.Routes, p.routeNotes = routes.Plan(s, c.routes())
 	}
 	p.Notes = append(p.Notes, s.Notes...)
+	p.Notes = append(p.Notes, p.annotated.notes...)
 	p.Notes = append(p.Notes, rangeNotes...)
 	p.Notes = append(p.Notes, linkNotes(s, c)...)
 	p.Notes = append(p.Notes, p.routeNotes...)

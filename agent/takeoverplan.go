@@ -144,7 +144,7 @@ const snapshotPatience = time.Minute
 
 // snapshot reads the cluster and the own machine once.
 func (o Options) snapshot(ctx context.Context, files []string) (*cluster.Snapshot, error) {
-	s, err := o.readCluster(ctx, files)
+	s, err := ReadCluster(ctx, o, files)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,9 @@ func (o Options) snapshot(ctx context.Context, files []string) (*cluster.Snapsho
 	return &complete, nil
 }
 
-func (o Options) readCluster(ctx context.Context, files []string) (*cluster.Snapshot, error) {
+// ReadCluster reads the cluster once: from files of manifests when there are some, else from where an agent with these Options reads
+// it. An error is that of a file, or of an API that does not answer.
+func ReadCluster(ctx context.Context, o Options, files []string) (*cluster.Snapshot, error) {
 	if len(files) > 0 {
 		return file.Load(files...)
 	}

@@ -116,6 +116,8 @@ type Node struct {
 	Excluded bool
 	// Labels are the Node's labels as "key=value", in order.
 	Labels []string
+	// KubeRouter is what kube-router's annotations say; nil without any.
+	KubeRouter *KubeRouterNode
 }
 
 // HasLabel tells whether the Node has a label, which is written as Labels are.
@@ -191,6 +193,8 @@ type Service struct {
 	Affinity time.Duration
 	// Announce is what the annotation fairway.dev/announce says.
 	Announce AnnounceChoice
+	// KubeRouter is what kube-router's annotations say; nil without any.
+	KubeRouter *KubeRouterService
 	// Slices are the Service's EndpointSlices, ordered by name. A slice that did not change keeps its pointer.
 	Slices []*EndpointSlice
 }

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
@@ -47,6 +48,9 @@ func arbitrary(r *rand.Rand, v reflect.Value) {
 			*x = netip.AddrFrom16([16]byte{0xfd, byte(r.Uint32()), 15: byte(r.Uint32())})
 		}
 		return
+	case *cluster.Secret:
+		x.Given = r.IntN(2) == 0 // its text is not written
+		return
 	case *netip.Prefix:
 		if r.IntN(4) > 0 {
 			*x = netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(r.Uint32()), byte(r.Uint32()), 3, 4}), r.IntN(33))
@@ -70,7 +74,7 @@ func arbitrary(r *rand.Rand, v reflect.Value) {
 		v.SetString(strings.Repeat(string(rune(r.IntN(0xd800))), r.IntN(5)))
 	case reflect.Bool:
 		v.SetBool(r.IntN(2) == 0)
-	case reflect.Uint8, reflect.Uint16:
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
 		v.SetUint(r.Uint64() & 0xff)
 	case reflect.Int64:
 		v.SetInt(r.Int64())
@@ -106,6 +110,19 @@ func FuzzRoundTrip(f *testing.F) {
 		s.Host = &cluster.Host{}
 		roundTrip(t, s)
 	})
+}
+
+// A password is in no file: who reads one finds that there was one.
+func TestNoSecrets(t *testing.T) {
+	s := &cluster.Snapshot{Nodes: []*cluster.Node{{Name: "n1", KubeRouter: &cluster.KubeRouterNode{Peers: []cluster.KubeRouterPeer{{Password: cluster.NewSecret("hunter2")}}}}}}
+	z, err := gzip.NewReader(bytes.NewReader(encode(t, s)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(z)
+	if err != nil || strings.Contains(string(text), "hunter") || !strings.Contains(string(text), `"Password":{"Given":true}`) {
+		t.Errorf("%v\n%s", err, text)
+	}
 }
 
 func TestRoundTripOfClusters(t *testing.T) {

@@ -50,6 +50,7 @@ func convertNode(n *corev1.Node) *Object {
 	} else if zone != "" {
 		r.invalid("label %s is %s, which is not a label value", corev1.LabelTopologyZone, quoted(zone))
 	}
+	node.KubeRouter = kubeRouterNode(node.Ref(), n.Annotations)
 	o.node = node
 	return o
 }

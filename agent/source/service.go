@@ -62,6 +62,7 @@ func convertService(s *corev1.Service) *Object {
 	r.policies(svc, &s.Spec)
 	svc.Affinity = r.affinity(&s.Spec)
 	svc.Announce = r.announce(s.Annotations)
+	svc.KubeRouter = kubeRouterService(svc.Ref(), s.Annotations)
 	o.service = svc
 	return o
 }

@@ -90,6 +90,10 @@ func TestCommands(t *testing.T) {
 		{"there and back", "n1", []string{"takeover", "--plan", "--back"}, "[back plan]", true},
 		{"two clusters", "n1", []string{"takeover", "--plan", "--kubeconfig=x", "-f=y"}, "[filename kubeconfig]", true},
 		{"an unknown backend", "n1", []string{"agent", "--iptables-backend=ebpf"}, "expected auto, legacy or nft", true},
+		{"kube-router's flags", "n1", []string{"import-kube-router", "-f=FOLDER/cluster.yaml", "--", "--peer-router-ips=192.0.2.1", "--peer-router-asns=64500"}, "  - address: 192.0.2.1\n", false},
+		{"no flags of kube-router's", "n1", []string{"import-kube-router", "-f=FOLDER/cluster.yaml"}, "kube-router's flags are not known", true},
+		{"none, and said so", "n1", []string{"import-kube-router", "-f=FOLDER/cluster.yaml", "--"}, "kind: AgentConfiguration", false},
+		{"flags in a wrong place", "n1", []string{"import-kube-router", "-f=FOLDER/cluster.yaml", "x", "--", "-v=2"}, "stand behind --", true},
 		{"version", "", []string{"version"}, "fairway ", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -24,6 +24,9 @@ type Config struct {
 	// FromExcluded announces addresses of Services also from nodes with the label
 	// node.kubernetes.io/exclude-from-external-load-balancers.
 	FromExcluded bool
+	// KubeRouter has the annotations of kube-router count, and is what the peers that they name are like otherwise; nil when they
+	// do not count.
+	KubeRouter *Peer
 	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
 	ServiceCIDRs []netip.Prefix
 }
@@ -50,6 +53,8 @@ type Peer struct {
 	LocalAddress netip.Addr
 	// PasswordFile holds the key of TCP-MD5 (RFC 2385); empty for none.
 	PasswordFile string
+	// Password is the key itself, for a peer that has it in an annotation.
+	Password cluster.Secret `json:",omitzero"`
 	// HoldTime, KeepaliveTime and ConnectRetryTime are those of RFC 4271, in whole seconds.
 	HoldTime, KeepaliveTime, ConnectRetryTime time.Duration
 	// RestartTime is for how long the peer is asked to keep the node's routes when the session is lost (graceful restart,

@@ -26,8 +26,9 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 	if node == nil {
 		return &Table{}, nil // the absence of the node has a Note already
 	}
-	p := planner{config: c, node: node}
-	t := &Table{ASN: c.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort}
+	p := planner{config: c, node: node, plain: plain}
+	p.annotated()
+	t := &Table{ASN: p.config.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort}
 	if !t.RouterID.IsValid() {
 		t.RouterID = node.InternalIP(cluster.IPv4)
 	}
@@ -48,6 +49,8 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 type planner struct {
 	config Config
 	node   *cluster.Node
+	// plain are the attributes of what only a Service's annotation asks to announce.
+	plain *Attributes
 	// nextHops are those that paths have to name, by family; see peers.
 	nextHops [2]netip.Addr
 	paths    []Path
@@ -63,7 +66,7 @@ func (p *planner) note(reason, format string, args ...any) {
 func (p *planner) peers() (peers []Peer) {
 	for _, candidate := range p.config.Peers {
 		peer := candidate.Peer
-		if slices.ContainsFunc(candidate.NodeSelector, func(l string) bool { return !p.node.HasLabel(l) }) {
+		if !p.takes(candidate) {
 			continue
 		}
 		if slices.ContainsFunc(peers, func(o Peer) bool { return o.Address == peer.Address }) {
@@ -95,7 +98,7 @@ func (p *planner) attributes(k Kind) *Attributes {
 	return nil
 }
 
-// plain are the attributes of what only a Service's annotation asks to announce.
+// plain are attributes that nobody has set.
 var plain = &Attributes{LocalPref: DefaultLocalPref}
 
 func (p *planner) announcePods(pods []netip.Prefix) {
@@ -128,7 +131,7 @@ func (p *planner) announceVIPs(vips []VIP) {
 }
 
 // wanted returns the attributes with which an address is announced, or nil when it is not: the Service's annotation decides,
-// else the configuration.
+// else kube-router's, else the configuration.
 func (p *planner) wanted(v VIP) *Attributes {
 	a := p.attributes(v.Kind)
 	if choice := v.Service.Announce; choice.Given {
@@ -137,9 +140,15 @@ func (p *planner) wanted(v VIP) *Attributes {
 		case !asked[v.Kind]:
 			return nil
 		case a == nil:
-			return plain
+			return p.plain
 		}
 		return a
+	}
+	switch p.annotatedChoice(v.Service, v.Kind) {
+	case cluster.No:
+		return nil
+	case cluster.Yes:
+		return cmp.Or(a, p.plain)
 	}
 	if a == nil && v.Kind == ClusterIPs && v.Local {
 		return p.attributes(ServiceCIDRs) // more specific than the range, so that it leads to where the endpoints are

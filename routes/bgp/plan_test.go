@@ -295,7 +295,7 @@ func TestWhatResets(t *testing.T) {
 	for name, vary := range map[string]func(*Peer){
 		"port": func(p *Peer) { p.Port++ }, "ASN": func(p *Peer) { p.ASN++ }, "families": func(p *Peer) { p.Families[1] = true },
 		"multihop": func(p *Peer) { p.Multihop = 2 }, "TTL security": func(p *Peer) { p.TTLSecurity = 1 }, "local address": func(p *Peer) { p.LocalAddress = ip("192.0.2.12") },
-		"password": func(p *Peer) { p.PasswordFile = "/p" }, "hold time": func(p *Peer) { p.HoldTime *= 2 }, "keepalive time": func(p *Peer) { p.KeepaliveTime /= 2 },
+		"password": func(p *Peer) { p.PasswordFile = "/p" }, "password of an annotation": func(p *Peer) { p.Password = cluster.NewSecret("p") }, "hold time": func(p *Peer) { p.HoldTime *= 2 }, "keepalive time": func(p *Peer) { p.KeepaliveTime /= 2 },
 		"restart time": func(p *Peer) { p.RestartTime = 0 }, "connect retry time": func(p *Peer) { p.ConnectRetryTime *= 2 },
 	} {
 		now := old

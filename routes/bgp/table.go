@@ -69,7 +69,7 @@ func (p Peer) String() string {
 	if p.LocalAddress.IsValid() {
 		fmt.Fprintf(&b, " from %s", p.LocalAddress)
 	}
-	if p.PasswordFile != "" {
+	if p.PasswordFile != "" || p.Password.Given {
 		b.WriteString(" password")
 	}
 	fmt.Fprintf(&b, " hold %s keepalive %s retry %s", p.HoldTime, p.KeepaliveTime, p.ConnectRetryTime)

@@ -14,15 +14,23 @@ import (
 
 // A Command is a program that can be built.
 type Command struct {
-	pkg, file string // its import path, and what the go command calls the program
+	// module is the folder of the module that asks for it; pkg its import path, file what the go command calls the program.
+	module, pkg, file string
 }
+
+// The modules.
+const (
+	controlPlane = "commands"
+	kubeRouter   = "kuberouter"
+)
 
 // The commands.
 var (
-	Etcd      = Command{"go.etcd.io/etcd/server/v3", "server"}
-	APIServer = Command{"k8s.io/kubernetes/cmd/kube-apiserver", "kube-apiserver"}
-	Kubectl   = Command{"k8s.io/kubernetes/cmd/kubectl", "kubectl"}
-	KubeProxy = Command{"k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"}
+	Etcd       = Command{controlPlane, "go.etcd.io/etcd/server/v3", "server"}
+	APIServer  = Command{controlPlane, "k8s.io/kubernetes/cmd/kube-apiserver", "kube-apiserver"}
+	Kubectl    = Command{controlPlane, "k8s.io/kubernetes/cmd/kubectl", "kubectl"}
+	KubeProxy  = Command{controlPlane, "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"}
+	KubeRouter = Command{kubeRouter, "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", "kube-router"}
 )
 
 // Binaries is the folder of the built commands.
@@ -33,7 +41,7 @@ func (b Binaries) Path(c Command) string { return filepath.Join(string(b), c.fil
 
 // Build builds etcd, kube-apiserver and the given commands, where they are not up to date. Several processes may do so at once.
 func Build(others ...Command) (Binaries, error) {
-	module, err := moduleDir()
+	dir, err := sourceDir()
 	if err != nil {
 		return "", err
 	}
@@ -47,26 +55,29 @@ func Build(others ...Command) (Binaries, error) {
 		return "", err
 	}
 	defer unlock()
-	args := []string{"build", "-o", out + string(filepath.Separator), Etcd.pkg, APIServer.pkg}
+	modules := map[string][]string{controlPlane: {Etcd.pkg, APIServer.pkg}}
 	for _, c := range others {
-		args = append(args, c.pkg)
+		modules[c.module] = append(modules[c.module], c.pkg)
 	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "GOWORK=off")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), module, err, text)
+	for module, packages := range modules {
+		args := append([]string{"build", "-o", out + string(filepath.Separator)}, packages...)
+		cmd := exec.Command("go", args...)
+		cmd.Dir = filepath.Join(dir, module)
+		cmd.Env = append(os.Environ(), "GOWORK=off")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), cmd.Dir, err, text)
+		}
 	}
 	return Binaries(out), nil
 }
 
-// moduleDir is the folder of the commands' module.
-func moduleDir() (string, error) {
+// sourceDir is the folder that the commands' modules are in.
+func sourceDir() (string, error) {
 	_, file, _, ok := runtime.Caller(0)
 	if !ok || !filepath.IsAbs(file) {
 		return "", errors.New("the control plane can't be built by a program that does not know its sources' folder (go build -trimpath)")
 	}
-	return filepath.Join(filepath.Dir(file), "commands"), nil
+	return filepath.Dir(file), nil
 }
 
 // lock makes a folder and keeps others from building in it: a program must not be replaced while somebody starts it.

@@ -23,13 +23,29 @@ func readPassword(file string) (string, error) {
 		return "", fmt.Errorf("read the password: %w", err)
 	}
 	password := strings.TrimRight(string(text), "\r\n")
-	switch {
-	case password == "":
+	if password == "" {
 		return "", fmt.Errorf("the password in %s is empty", file)
-	case len(password) > longestPassword:
-		return "", fmt.Errorf("the password in %s has %d bytes, expected at most %d", file, len(password), longestPassword)
 	}
-	return password, nil
+	return password, short("in "+file, password)
+}
+
+// short is nil for a password that the kernel takes.
+func short(where, password string) error {
+	if len(password) > longestPassword {
+		return fmt.Errorf("the password %s has %d bytes, expected at most %d", where, len(password), longestPassword)
+	}
+	return nil
+}
+
+// passwordOf returns a peer's password; empty for a peer without one.
+func passwordOf(p bgp.Peer) (string, error) {
+	switch {
+	case p.PasswordFile != "":
+		return readPassword(p.PasswordFile)
+	case p.Password.Given && p.Password.Reveal() == "":
+		return "", errors.New("the password is in an annotation of the Node, and is not saved; it is there when the API server answers")
+	}
+	return p.Password.Reveal(), short("in the annotation", p.Password.Reveal())
 }
 
 // unlock returns the peers that can be started, with their passwords, and keeps why others can't be. One that has been started
@@ -38,19 +54,15 @@ func (s *Speaker) unlock(peers []bgp.Peer) (able []bgp.Peer, passwords map[netip
 	passwords = map[netip.Addr]string{}
 	clear(s.locked)
 	for _, p := range peers {
-		if p.PasswordFile != "" {
-			password, err := readPassword(p.PasswordFile)
-			r := s.records[p.Address]
-			switch {
-			case err == nil:
-				passwords[p.Address] = password
-			case r != nil && r.password != "":
-				passwords[p.Address] = r.password
-			default:
-				s.locked[p.Address] = err
-				continue
-			}
+		password, err := passwordOf(p)
+		if r := s.records[p.Address]; err != nil && r != nil && r.password != "" {
+			password, err = r.password, nil
 		}
+		if err != nil {
+			s.locked[p.Address] = err
+			continue
+		}
+		passwords[p.Address] = password
 		able = append(able, p)
 	}
 	return able, passwords

@@ -15,6 +15,7 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/server"
 
+	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
@@ -267,6 +268,23 @@ func TestLocked(t *testing.T) {
 	table.Peers = nil
 	if _, err := s.Sync(table); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPasswordOfAnnotation: a password that comes with the peer is used; one that is not known any more locks it, as does a long one.
+func TestPasswordOfAnnotation(t *testing.T) {
+	forgotten := cluster.Secret{Given: true}
+	for _, c := range []struct {
+		secret     cluster.Secret
+		want, fail string
+	}{
+		{cluster.Secret{}, "", ""}, {cluster.NewSecret("right"), "right", ""},
+		{forgotten, "", "not saved"}, {cluster.NewSecret(strings.Repeat("x", 81)), "", "81 bytes"},
+	} {
+		got, err := passwordOf(bgp.Peer{Password: c.secret})
+		if (err != nil) != (c.fail != "") || err == nil && got != c.want || err != nil && (!strings.Contains(err.Error(), c.fail) || strings.Contains(err.Error(), "xxx")) {
+			t.Errorf("%q, %v; expected %q, %q", got, err, c.want, c.fail)
+		}
 	}
 }
 
