@@ -69,6 +69,9 @@ type bgpPart struct {
 	nodeName string
 	// began is when the first Sync was; the zero Time before.
 	began time.Time
+	// crashes are those of BGP before the agent's start, for which there is no session before heldUntil.
+	crashes   bgpCrashes
+	heldUntil time.Time
 
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
@@ -166,6 +169,9 @@ func (p *bgpPart) ready(want *bgp.Table) (t *bgp.Table, complete bool) {
 }
 
 func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
+	if wait := time.Until(p.heldUntil); wait > 0 {
+		return Report{Notes: []cluster.Note{p.crashes.note(nodeRef(plan.Snapshot, p.nodeName))}, Retry: wait}, nil
+	}
 	if p.began.IsZero() {
 		p.began = time.Now()
 	}

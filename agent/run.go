@@ -96,6 +96,7 @@ func run(ctx context.Context, o Options) error {
 			announceSession(w.reporter.Event, self, peer, up)
 			l.kick(bgpName)
 		}, func() { l.kick(learnedName) })
+		announcer.holdBack(o.Config.StateDir)
 		defer announcer.close()
 		learned.speaker = announcer.speaker
 		parts = append([]Part{announcer}, parts...) // before the rules: what they will serve no more is withdrawn first

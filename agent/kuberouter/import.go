@@ -412,7 +412,7 @@ func (i *importer) notes() {
 		if n.KubeRouter != nil {
 			add(n.KubeRouter.Notes)
 			if len(n.KubeRouter.ImportReject) > 0 {
-				add([]cluster.Note{{Object: n.Ref(), Detail: "annotation kube-router.io/node.bgp.customimportreject needs nothing in its place: nothing is imported unless it is asked for"}})
+				add([]cluster.Note{{Object: n.Ref(), Detail: "annotation kube-router.io/node.bgp.customimportreject needs nothing in its place: nothing is imported unless bgp.import asks for it"}})
 			}
 		}
 	}

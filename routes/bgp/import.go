@@ -56,11 +56,11 @@ func (r *Received) neighbourAS() uint32 {
 // process of RFC 4271, section 9.1.2.2, as far as its step d: the highest local preference, the shortest AS_PATH, the lowest
 // origin, the lowest MED of those from one neighbouring AS, then eBGP before iBGP. What is left is not told apart any further,
 // so the AS_PATHs may be different ones of the same length. A path that has been here before, by its AS_PATH or ORIGINATOR_ID,
-// is none.
+// is none; nor is one to a part of the Table's ImportReject.
 func Select(t *Table, received []Received) (learned []routes.Learned) {
 	candidates := slices.DeleteFunc(slices.Clone(received), func(r Received) bool {
 		return slices.Contains(r.ASPath, t.ASN) || r.Originator.IsValid() && r.Originator == t.RouterID ||
-			!slices.ContainsFunc(t.Import, func(i ImportRange) bool { return i.Takes(r.Prefix) })
+			!slices.ContainsFunc(t.Import, func(i ImportRange) bool { return i.Takes(r.Prefix) }) || within(r.Prefix, t.ImportReject)
 	})
 	slices.SortFunc(candidates, func(a, b Received) int {
 		return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), a.Peer.Compare(b.Peer))
@@ -78,6 +78,11 @@ func Select(t *Table, received []Received) (learned []routes.Learned) {
 		candidates = candidates[n:]
 	}
 	return learned
+}
+
+// within reports whether a prefix is one of networks or a part of one.
+func within(p netip.Prefix, networks []netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) })
 }
 
 // best returns those of the paths to one prefix that none is better than. It changes their order.

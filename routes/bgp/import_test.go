@@ -3,6 +3,7 @@ package bgp
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -17,7 +18,8 @@ func received(peer string, vary func(*Received)) Received {
 }
 
 func TestSelect(t *testing.T) {
-	table := &Table{ASN: 64512, RouterID: ip("192.0.2.11"), Import: []ImportRange{{pfx("172.16.0.0/12"), 12, 16}, {pfx("2001:db8::/32"), 48, 48}}}
+	table := &Table{ASN: 64512, RouterID: ip("192.0.2.11"), Import: []ImportRange{{pfx("172.16.0.0/12"), 12, 16}, {pfx("2001:db8::/32"), 48, 48}},
+		ImportReject: []netip.Prefix{pfx("172.24.0.0/14"), pfx("2001:db8:9::/48")}}
 	other := func(vary func(*Received)) []Received {
 		return []Received{received("192.0.2.1", nil), received("192.0.2.2", vary)}
 	}
@@ -43,6 +45,10 @@ func TestSelect(t *testing.T) {
 		{"one prefix from each", other(func(r *Received) { r.Prefix = pfx("172.20.0.0/16") }), "172.16.0.0/12 192.0.2.1\n172.20.0.0/16 192.0.2.2"},
 		{"out of the ranges", other(func(r *Received) { r.Prefix = pfx("172.0.0.0/8") }), "172.16.0.0/12 192.0.2.1"},
 		{"too long", other(func(r *Received) { r.Prefix = pfx("172.16.0.0/17") }), "172.16.0.0/12 192.0.2.1"},
+		{"rejected", other(func(r *Received) { r.Prefix = pfx("172.24.0.0/14") }), "172.16.0.0/12 192.0.2.1"},
+		{"a part of what is rejected", other(func(r *Received) { r.Prefix = pfx("172.25.0.0/16") }), "172.16.0.0/12 192.0.2.1"},
+		{"what is around the rejected", other(func(r *Received) { r.Prefix = pfx("172.24.0.0/13") }), "172.16.0.0/12 192.0.2.1\n172.24.0.0/13 192.0.2.2"},
+		{"rejected, IPv6", other(func(r *Received) { r.Prefix, r.NextHop = pfx("2001:db8:9::/48"), ip("2001:db8::2") }), "172.16.0.0/12 192.0.2.1"},
 		{"IPv6", other(func(r *Received) { r.Prefix, r.NextHop = pfx("2001:db8:5::/48"), ip("2001:db8::2") }), "172.16.0.0/12 192.0.2.1\n2001:db8:5::/48 2001:db8::2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

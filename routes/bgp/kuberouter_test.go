@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -90,6 +91,23 @@ func TestKubeRouterServices(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != c.want {
 			t.Errorf("%s: %q, expected %q", c.name, s, c.want)
+		}
+	}
+}
+
+// TestKubeRouterImportReject: what a Node's annotation rejects is part of its Table when annotations count.
+func TestKubeRouterImportReject(t *testing.T) {
+	node := func(n *cluster.Node) {
+		n.KubeRouter = &cluster.KubeRouterNode{ImportReject: []netip.Prefix{pfx("172.16.0.0/16")}}
+	}
+	for _, counts := range []bool{false, true} {
+		config := Config{NodeName: "n1", ASN: 64512}
+		if counts {
+			config.KubeRouter = &Peer{}
+		}
+		table, _ := Plan(snapshot(node), config, pods, nil)
+		if got := len(table.ImportReject) == 1; got != counts {
+			t.Errorf("annotations count: %v, and %v is rejected", counts, table.ImportReject)
 		}
 	}
 }

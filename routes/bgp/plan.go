@@ -35,6 +35,9 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 	if !t.RouterID.IsValid() {
 		p.note(cluster.ReasonNodeIncomplete, "The node has no IPv4 InternalIP, which would be its BGP identifier; right would be one, or bgp.routerID in the agent's configuration.")
 	}
+	if p.config.KubeRouter != nil && node.KubeRouter != nil {
+		t.ImportReject = node.KubeRouter.ImportReject
+	}
 	t.Peers = p.peers()
 	p.announcePods(pods)
 	if !node.Excluded || c.FromExcluded {

@@ -16,6 +16,8 @@ type Table struct {
 	ListenPort uint16
 	// Import are the prefixes that are taken from the peers; none when empty. What they announce is not part of the Table: see Select.
 	Import []ImportRange
+	// ImportReject are networks of which nothing is taken all the same.
+	ImportReject []netip.Prefix
 	// Peers are ordered by address, with no two of the same.
 	Peers []Peer
 	// Paths are ordered by prefix, with no two of the same.
@@ -101,6 +103,9 @@ func (t *Table) Lines() string {
 	}
 	for _, r := range t.Import {
 		b.WriteString("import " + r.String() + "\n")
+	}
+	for _, n := range t.ImportReject {
+		b.WriteString("import reject " + n.String() + "\n")
 	}
 	for _, p := range t.Paths {
 		b.WriteString(p.String() + "\n")
