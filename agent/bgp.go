@@ -41,7 +41,8 @@ func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [
 
 // servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made
 // of: one port that does is enough.
-func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
+func servedAddresses(t *proxy.Table) []bgp.VIP {
+	vips := make([]bgp.VIP, 0, len(t.Ports))
 	for _, p := range t.Ports {
 		add := func(v proxy.Verdict, k bgp.Kind, addrs ...netip.Addr) {
 			if v != proxy.ToCluster && v != proxy.ToLocal {
@@ -67,6 +68,9 @@ func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
 type bgpPart struct {
 	speaker  *speaker.Speaker
 	nodeName string
+	// crashes are those of BGP before the agent's start, for which there is no session before heldUntil.
+	crashes   bgpCrashes
+	heldUntil time.Time
 	// departing is held by who has the node leave its peers, or come back to them.
 	departing sync.Mutex
 
@@ -195,6 +199,9 @@ func (p *bgpPart) sync() (Report, error) {
 	if p.plan.BGP == nil {
 		_, err := p.speaker.Sync(&bgp.Table{}) // ends the sessions that there were, when the section bgp was taken away
 		return Report{}, err
+	}
+	if wait := time.Until(p.heldUntil); wait > 0 {
+		return Report{Notes: []cluster.Note{p.crashes.note(nodeRef(p.plan.Snapshot, p.nodeName))}, Retry: wait}, nil
 	}
 	if p.began.IsZero() {
 		p.began = time.Now()

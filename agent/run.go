@@ -96,6 +96,7 @@ func run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer learnedConn.Close()
+	announcer.holdBack(o.Config.StateDir)
 	learned := &learnedPart{conn: learnedConn, nodeName: o.Config.NodeName, speaker: announcer.speaker}
 	// BGP before the rules: what they will serve no more is withdrawn first.
 	parts = slices.Concat([]Part{announcer}, parts, []Part{learned})
