@@ -2,6 +2,8 @@ package bgp
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +14,18 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// A loss is what somebody outside lost: new connections, of which no packet may have to be sent again.
+const dnsPort = 53
+
+var dnsIP, dnsIP6 = addr("10.96.0.40"), addr("fd00:10:96::40")
+
+func udp(a netip.Addr, port uint16) lab.Dial {
+	d := tcp(a, port)
+	d.Proto = lab.UDP
+	return d
+}
+
+// A loss is what somebody outside lost: datagrams, each a flow of its own, that were not answered. (A TCP connection that is under way
+// when the router takes another way can break whatever the nodes do.)
 type loss struct {
 	sent, lost int
 	// gap is the longest time without an answer.
@@ -38,7 +51,7 @@ func (r *rig) probe(asks ...lab.Dial) (probers []*lab.Prober) {
 	r.Helper()
 	for _, a := range asks {
 		a.Timeout = 3 * time.Second
-		p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
+		p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NewFlows: true})
 		r.ok(err)
 		probers = append(probers, p)
 	}
@@ -197,16 +210,30 @@ func TestDrainAndLeave(t *testing.T) {
 		t.Run(gw.name, func(t *testing.T) {
 			r := newRig(t)
 			router := r.lab.Router()
-			// New connections are shared out, not new clients.
+			dns := lab.Service("dns", []netip.Addr{dnsIP, dnsIP6}, lab.UDPPort("", dnsPort, targetPort))
+			for _, p := range []*lab.Pod{r.p1, r.p2} {
+				_, err := p.Serve(lab.Server{Name: p.Name, Proto: lab.UDP, Port: targetPort})
+				r.ok(err)
+			}
+			r.cluster.SetService(dns)
+			r.cluster.SetEndpoints(dns, lab.Ready(r.p1), lab.Ready(r.p2))
+			r.ok(r.cluster.Write())
+			// New flows are shared out, not new clients.
 			r.ok(router.Sysctl("net.ipv4.fib_multipath_hash_policy", "1"))
 			r.ok(router.Sysctl("net.ipv6.fib_multipath_hash_policy", "1"))
 			g := gw.start(t, router, example(t, gw.block))
 			configuration := strings.Replace(example(t, "yaml"), "bgp:\n", "bgp:\n  leave: {noticeTime: 2s, quietTime: 1s}\n", 1)
 			r.start(configuration, r.n1, r.n2)
 			r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
-			vips := []lab.Dial{tcp(webIP, webPort), tcp(webIP6, webPort)}
-			for _, a := range vips {
-				r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "") })
+			vips := []lab.Dial{udp(dnsIP, dnsPort), udp(dnsIP6, dnsPort)}
+			pods := []lab.Dial{udp(r.p1.Addrs[0], targetPort), udp(r.p1.Addrs[1], targetPort)}
+			for _, a := range slices.Concat(vips, pods) {
+				r.eventually(sessionBound, func() error {
+					if result := r.outside.Ask(a); result.Outcome != lab.OK {
+						return fmt.Errorf("%s from outside: %s", a.To, result)
+					}
+					return nil
+				})
 			}
 			ranges := []string{"10.96.0.0/16", "fd00:10:96::/112"}
 			broken := func() {
@@ -224,7 +251,7 @@ func TestDrainAndLeave(t *testing.T) {
 				broken()
 				r.changeNode(0, nil)
 				r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
-			}, append(vips, tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort))...)
+			}, slices.Concat(vips, pods)...)
 			if drained.lost > 0 {
 				t.Error("a drain lost packets")
 			}
@@ -232,7 +259,7 @@ func TestDrainAndLeave(t *testing.T) {
 				t.Error("nothing is lost at a node that has rules no more and was not drained: the test sees nothing")
 			}
 
-			r.cluster.SetEndpoints(r.web, lab.Ready(r.p2)) // the pods have been moved
+			r.cluster.SetEndpoints(dns, lab.Ready(r.p2)) // the pods have been moved
 			r.changeNode(0, nil)
 			off := func() {
 				end := r.deaf(r.n1)
