@@ -14,8 +14,8 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.2.0
 
 # The programs of Debian that tests and demo need: program=package.
-TEST_TOOLS := iptables-nft=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl bird=bird2 /usr/lib/frr/bgpd=frr gobgpd=gobgpd ipset=ipset
-DEMO_TOOLS := iptables-nft=iptables ip=iproute2
+TEST_TOOLS := iptables-nft=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl bird=bird2 /usr/lib/frr/bgpd=frr gobgpd=gobgpd /usr/lib/systemd/systemd-networkd=systemd ipset=ipset
+DEMO_TOOLS := iptables-nft=iptables ip=iproute2 bird=bird2
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 
@@ -54,9 +54,9 @@ bench: tools build
 
 # FAULTS passes flags on: make faults FAULTS='-run Fault16'; -update writes what was measured into docs/faults.md. Some of its rows are
 # tests of other packages, at the end of a name their -run.
-FAULTS_ELSEWHERE := ./agent/source/kube ./test/takeover
+FAULTS_ELSEWHERE := ./agent/source/kube ./test/takeover ./test
 faults: tools build root
-	[ -n "$(FAULTS)" ] || $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|Takeover)' $(FAULTS_ELSEWHERE)
+	[ -n "$(FAULTS)" ] || $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|Takeover|WallClock)' $(FAULTS_ELSEWHERE)
 	FAIRWAY_LAB=require FAIRWAY_BIN=$(CURDIR)/bin/fairway $(SUDO) go test -count=1 -timeout 4h -v ./test/faults -table=true $(FAULTS)
 
 # DIFFERENTIAL passes flags on: make differential DIFFERENTIAL='-seed 41 -clusters 1'

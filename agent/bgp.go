@@ -41,7 +41,8 @@ func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [
 
 // servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made
 // of: one port that does is enough.
-func servedAddresses(t *proxy.Table) (vips []bgp.VIP) {
+func servedAddresses(t *proxy.Table) []bgp.VIP {
+	vips := make([]bgp.VIP, 0, len(t.Ports))
 	for _, p := range t.Ports {
 		add := func(v proxy.Verdict, k bgp.Kind, addrs ...netip.Addr) {
 			if v != proxy.ToCluster && v != proxy.ToLocal {
@@ -69,6 +70,9 @@ type bgpPart struct {
 	nodeName string
 	// began is when the first Sync was; the zero Time before.
 	began time.Time
+	// crashes are those of BGP before the agent's start, for which there is no session before heldUntil.
+	crashes   bgpCrashes
+	heldUntil time.Time
 
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
@@ -175,6 +179,9 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	if !configured {
 		_, err := p.speaker.Sync(&bgp.Table{}) // ends the sessions that there were, when the section bgp was taken away
 		return Report{}, err
+	}
+	if wait := time.Until(p.heldUntil); wait > 0 {
+		return Report{Notes: []cluster.Note{p.crashes.note(nodeRef(plan.Snapshot, p.nodeName))}, Retry: wait}, nil
 	}
 	if p.began.IsZero() {
 		p.began = time.Now()

@@ -18,6 +18,10 @@ type Reporter interface {
 // eventRepaired is the reason of the Event that says that rules were repaired.
 const eventRepaired = "RulesRepaired"
 
+// planRest is the longest rest after a Plan. While changes keep coming, Plans take half of one core at most: each rest is as long
+// as the Plan took, in a large cluster some milliseconds, and the next Plan is of all that changed meanwhile.
+const planRest = 100 * time.Millisecond
+
 // A loop makes Plans and hands them to the Parts.
 type loop struct {
 	facts   Facts
@@ -172,11 +176,15 @@ func (l *loop) run(ctx context.Context) {
 		if s == nil {
 			continue
 		}
+		start := time.Now()
 		g = l.next(g, s)
 		for _, r := range l.runners {
 			if !r.led {
 				r.set(g)
 			}
+		}
+		if !sleep(ctx, min(time.Since(start), planRest)) {
+			return
 		}
 	}
 }

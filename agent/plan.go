@@ -100,6 +100,7 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 	p.Notes = append(p.Notes, s.Notes...)
 	p.Notes = append(p.Notes, p.annotated.notes...)
 	p.Notes = append(p.Notes, rangeNotes...)
+	p.Notes = append(p.Notes, linkNotes(s, c)...)
 	p.Notes = append(p.Notes, p.routeNotes...)
 	if s.Node(c.NodeName) == nil {
 		p.Notes = append(p.Notes, cluster.Note{Object: cluster.Ref{Kind: "Node", Name: c.NodeName}, Reason: cluster.ReasonNodeIncomplete,

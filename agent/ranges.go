@@ -31,3 +31,24 @@ func plausibleRanges(s *cluster.Snapshot, c Config) (*cluster.Snapshot, []cluste
 	rest.ServiceCIDRs = plausible
 	return &rest, notes
 }
+
+// linkNotes tells of links of this machine whose network overlaps a service range: the machine looks for ClusterIPs there when it picks
+// the source address of its own connections, and whoever is on that link can't be reached at addresses that are a Service's. A
+// link may have ClusterIPs themselves, as node-local DNS caches do.
+func linkNotes(s *cluster.Snapshot, c Config) (notes []cluster.Note) {
+	if s.Host == nil {
+		return nil
+	}
+	for _, link := range s.Host.Links {
+		for _, a := range link.Addrs {
+			for _, r := range slices.Concat(c.ServiceCIDRs, s.ServiceCIDRs) {
+				if a.IsSingleIP() || !r.Overlaps(a) {
+					continue
+				}
+				notes = append(notes, cluster.Note{Object: nodeRef(s, c.NodeName), Reason: cluster.ReasonServiceCIDROnLink,
+					Detail: fmt.Sprintf("The link %s has the network %s, which overlaps the service range %s; right would be a network of its own.", link.Name, a.Masked(), r)})
+			}
+		}
+	}
+	return notes
+}

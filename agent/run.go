@@ -92,6 +92,7 @@ func run(ctx context.Context, o Options) error {
 		announceSession(w.reporter.Event, self, peer, up)
 		l.kick(bgpName)
 	}, func() { l.kick(learnedName) })
+	announcer.holdBack(o.Config.StateDir)
 	defer announcer.close()
 	learnedConn, err := rtnl.OpenLearned()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -180,4 +181,45 @@ func read(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// wallClock are the files that may ask what time it is by the clock on the wall, which jumps when somebody sets it, and why. A time that
+// Go has from time.Now has the monotonic clock, too, and is compared by that, unless one of these methods drops it.
+var wallClock = map[string]string{
+	"agent/bgpconfig.go":        "a length of time, cut to seconds",
+	"agent/kuberouter/flags.go": "a length of time, cut to seconds",
+	"agent/metrics.go":          "what a metric shows",
+	"agent/report/event.go":     "names of Events, which agents on several nodes must agree on",
+	"agent/report/report.go":    "the windows of these names; a clock that is set back begins a new one",
+	"agent/saved.go":            "what a metric shows",
+}
+
+// TestWallClock: nothing is timed by the clock on the wall, so that an hour that is skipped or comes twice ends no session, pause or hold
+// time.
+func TestWallClock(t *testing.T) {
+	drop := []string{"Unix", "UnixMilli", "UnixMicro", "UnixNano", "Truncate"}
+	seen := map[string]bool{}
+	sources(t, parser.SkipObjectResolution, func(_, file string, f *ast.File) {
+		if strings.HasSuffix(file, "_test.go") || strings.HasPrefix(file, "test/") {
+			return
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			if method, ok := call.Fun.(*ast.SelectorExpr); ok && slices.Contains(drop, method.Sel.Name) {
+				seen[file] = true
+				if wallClock[file] == "" {
+					t.Errorf("%s asks for the time by the clock on the wall (%s), which jumps when it is set; say why that is right in wallClock", file, method.Sel.Name)
+				}
+			}
+			return true
+		})
+	})
+	for file := range wallClock {
+		if !seen[file] {
+			t.Errorf("%s, which may ask for the time by the clock on the wall, does not", file)
+		}
+	}
 }

@@ -11,6 +11,8 @@ const (
 	ReasonPodCIDRRefused = "PodCIDRRefused"
 	// ReasonPodCIDRConflict: a podCIDR that overlaps an older node's.
 	ReasonPodCIDRConflict = "PodCIDRConflict"
+	// ReasonServiceCIDROnLink: the network of a link of this node overlaps a service range.
+	ReasonServiceCIDROnLink = "ServiceCIDROnLink"
 	// ReasonNextHopUnreachable: a node's InternalIP is on no link of ours.
 	ReasonNextHopUnreachable = "NextHopUnreachable"
 	// ReasonNodeIncomplete: a node has no podCIDR or no InternalIP of a family yet; or the agent's own does not exist yet.
@@ -68,4 +70,6 @@ const (
 	// ReasonImportRefused: a prefix that a BGP peer announces, inside the ranges to be imported, gets no route or not all of its
 	// next hops: it is a default route or part of the cluster's own networks, or the next hop is on no link of the node.
 	ReasonImportRefused = "ImportRefused"
+	// ReasonBGPHeldBack: BGP has crashed the agent repeatedly and begins later than it.
+	ReasonBGPHeldBack = "BGPHeldBack"
 )

@@ -39,11 +39,11 @@ type Reporter struct {
 	queue   chan *eventsv1.Event
 	dropped atomic.Uint64
 
-	mu        sync.Mutex
-	present   map[cluster.Note]bool // guarded by mu: the Notes of the last Report
-	windowEnd time.Time             // guarded by mu
-	spent     map[cluster.Ref]int   // guarded by mu: Notes' Events of this window
-	told      map[string]int        // guarded by mu: other Events of this window, by object and reason
+	mu          sync.Mutex
+	present     map[cluster.Note]bool // guarded by mu: the Notes of the last Report
+	windowBegan time.Time             // guarded by mu; of the wall clock
+	spent       map[cluster.Ref]int   // guarded by mu: Notes' Events of this window
+	told        map[string]int        // guarded by mu: other Events of this window, by object and reason
 }
 
 // New returns a Reporter for the agent of a node. It writes nothing until Run is called; up to 256 Events wait for that.
@@ -101,8 +101,8 @@ func (r *Reporter) Report(notes []cluster.Note) {
 
 // turn begins a new window when it is time; it is called with mu held.
 func (r *Reporter) turn(now time.Time) {
-	if !now.Before(r.windowEnd) {
-		r.windowEnd = now.Truncate(window).Add(window)
+	if began := now.Truncate(window); !began.Equal(r.windowBegan) { // also when the clock was set back
+		r.windowBegan = began
 		clear(r.spent)
 		clear(r.told)
 	}

@@ -179,6 +179,25 @@ func TestReportIsBounded(t *testing.T) {
 	}
 }
 
+// TestClockSetBack: when the clock is set back by an hour, Events do not wait for that hour to pass again.
+func TestClockSetBack(t *testing.T) {
+	now := noon
+	a := &api{}
+	r := at(&now, a, "n1")
+	object := cluster.Ref{Kind: "Node", Name: "n1"}
+	for range maxPerObject + 1 {
+		r.Event(object, "Normal", "Again", "something happened")
+	}
+	if n := r.Dropped(); n != 1 {
+		t.Fatalf("%d Events were dropped, want 1", n)
+	}
+	now = now.Add(-time.Hour)
+	r.Event(object, "Normal", "Again", "something happened")
+	if n := r.Dropped(); n != 1 {
+		t.Errorf("after the clock was set back, %d more Events were dropped", n-1)
+	}
+}
+
 func TestRunSurvivesTheAPI(t *testing.T) {
 	a := &api{err: errors.New("connection refused")}
 	r := New(a, "n1")

@@ -327,3 +327,18 @@ func TestCommunities(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkPlan10000 plans for 10,000 addresses, in the order of their Services' names.
+func BenchmarkPlan10000(b *testing.B) {
+	list := make([]VIP, 10_000)
+	for i, at := range rand.New(rand.NewPCG(1, 2)).Perm(len(list)) {
+		addr := netip.AddrFrom4([4]byte{10, 96, byte(at >> 8), byte(at)})
+		list[i] = VIP{Addr: addr, Kind: ClusterIPs, Service: service(fmt.Sprint("service-", i), "")}
+	}
+	c := Config{NodeName: "n1", ASN: 64512, Announce: []Announcement{announce(PodCIDRs, ClusterIPs)}}
+	for b.Loop() {
+		if t, _ := Plan(snapshot(nil), c, pods, list); len(t.Paths) != len(list)+len(pods) {
+			b.Fatalf("%d paths", len(t.Paths))
+		}
+	}
+}

@@ -104,6 +104,9 @@ func (t *Table) Lines() string {
 	for _, r := range t.Import {
 		b.WriteString("import " + r.String() + "\n")
 	}
+	for _, n := range t.ImportReject {
+		b.WriteString("import reject " + n.String() + "\n")
+	}
 	for _, p := range t.Paths {
 		b.WriteString(p.String() + "\n")
 	}

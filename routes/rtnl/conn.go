@@ -31,6 +31,9 @@ type Conn struct {
 	port uint32
 	// execute sends a request and passes the payload of each answer on; tests stand in between.
 	execute func(req *nl.NetlinkRequest, each func(payload []byte)) error
+	// executeAll sends requests at once, and returns the sequence numbers of those that the kernel refuses; tests stand in
+	// between, too.
+	executeAll func([]*nl.NetlinkRequest) (refused map[uint32]bool, err error)
 	// watched are the destinations of the last Sync: another's route to one of these concerns us.
 	watched atomic.Pointer[watched]
 }
@@ -48,7 +51,7 @@ func open(protocol uint8) (*Conn, error) {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
 	c := &Conn{protocol: protocol, socket: &nl.SocketHandle{Socket: s}}
-	c.execute = c.send
+	c.execute, c.executeAll = c.send, c.sendAll
 	if err := c.configure(s); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("set up rtnetlink socket: %w", err)

@@ -132,6 +132,17 @@ func (ns *namespace) open() (*Conn, *counter) {
 		}
 		return send(req, each)
 	}
+	sendAll := c.executeAll
+	c.executeAll = func(requests []*nl.NetlinkRequest) (map[uint32]bool, error) {
+		for _, req := range requests {
+			if n.before != nil {
+				n.before(req)
+			}
+		}
+		refused, err := sendAll(requests)
+		n.writes += len(requests) - len(refused) // those are asked for again
+		return refused, err
+	}
 	return c, n
 }
 

@@ -60,11 +60,8 @@ func (c *Conn) sync(ctx context.Context, want *routes.Table, addOnly bool) (Repo
 		changes.Set = slices.DeleteFunc(changes.Set, func(r routes.Route) bool { return found.has[r.Key()] })
 		changes.Delete, found.strays = nil, nil
 	}
-	for _, r := range changes.Set {
-		if err := ctx.Err(); err != nil {
-			return s.done(err)
-		}
-		s.set(r)
+	if err := s.setAll(ctx, changes.Set); err != nil {
+		return s.done(err)
 	}
 	for _, r := range changes.Delete {
 		if err := ctx.Err(); err != nil {
@@ -198,9 +195,14 @@ func (s *step) note(r routes.Route, reason, detail string) {
 	s.report.Notes = append(s.report.Notes, cluster.Note{Object: r.Ref(), Reason: reason, Detail: detail})
 }
 
+// incomplete reports that a route lacks a gateway or a link, as one does that was planned offline.
+func incomplete(r routes.Route) bool {
+	return slices.ContainsFunc(r.NextHops(), func(h routes.Hop) bool { return h.LinkIndex == 0 || !h.Gateway.IsValid() })
+}
+
 // set replaces our route of the same key, or creates one.
 func (s *step) set(r routes.Route) {
-	if slices.ContainsFunc(r.NextHops(), func(h routes.Hop) bool { return h.LinkIndex == 0 || !h.Gateway.IsValid() }) {
+	if incomplete(r) {
 		s.errs = append(s.errs, fmt.Errorf("route %s: no gateway or link", r))
 		return
 	}
@@ -252,9 +254,14 @@ func (s *step) remove(r routes.Route, tos uint8) {
 
 // write sends one request and waits for its acknowledgement.
 func (c *Conn) write(kind uint16, flags int, header *nl.RtMsg, r routes.Route) error {
-	req := nl.NewNetlinkRequest(int(kind), unix.NLM_F_ACK|flags)
+	return c.execute(c.request(kind, unix.NLM_F_ACK|flags, header, r), func([]byte) {})
+}
+
+// request makes a request about one route.
+func (c *Conn) request(kind uint16, flags int, header *nl.RtMsg, r routes.Route) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(int(kind), flags)
 	encode(req, header, r)
-	return c.execute(req, func([]byte) {})
+	return req
 }
 
 // gone reports that what a request was about does not exist: fib_trie.c and ip6_fib.c answer ESRCH or ENOENT for a

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,11 +16,17 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+func TestMain(m *testing.M) {
+	if slices.Contains(os.Args, "-announcer") { // a process of the part bgp
+		main()
+		os.Exit(0)
+	}
+	os.Exit(lab.Main(m))
+}
 
 // small is a run of everything that takes seconds.
 func small(t *testing.T) options {
-	o, err := parseFlags(strings.Fields("-services 20 -full 1 -rounds 1 -changes 2 -churn 8 -rest 100ms -slices 1 -contenders fairway-legacy,kube-proxy-nft,kube-proxy-nftables"))
+	o, err := parseFlags(strings.Fields("-services 20 -full 1 -rounds 1 -changes 2 -churn 8 -rest 100ms -slices 1 -nodes 30 -vips 20 -storm 300ms -contenders fairway-legacy,kube-proxy-nft,kube-proxy-nftables"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,13 +48,21 @@ func TestSmallRun(t *testing.T) {
 			t.Errorf("a figure is missing: %s", line)
 		}
 	}
-	if tables != 6 {
-		t.Errorf("%d tables, want planning, two kernels, contenders, rates and times", tables)
+	if tables != 8 {
+		t.Errorf("%d tables, want planning, two kernels, routes, BGP, contenders, rates and times", tables)
 	}
 	if t.Failed() {
 		t.Log(out.String())
 	}
 	nothingLeft(t)
+}
+
+// A storm leaves some Services with their endpoints and some without, or waiting for its last state would prove nothing.
+func TestStorm(t *testing.T) {
+	has := afterStorm(100, stormy(100, 1000))
+	if !slices.Contains(has, true) || !slices.Contains(has, false) {
+		t.Errorf("after it, %v", has)
+	}
 }
 
 // A run that is interrupted while contenders run leaves nothing, and tells.

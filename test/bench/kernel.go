@@ -24,22 +24,30 @@ var (
 	infrastructure = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 )
 
-// timing is how long something took, and how long the programs that it ran used a processor.
+// timing is how long something took, and the processor time of it: of the programs that it ran, or of this process.
 type timing struct{ wall, cpu sample }
 
 // time runs f and adds what it took.
-func (t *timing) time(f func() error) error {
-	var err error
-	before := childrenCPU()
+func (t *timing) time(f func() error) error { return t.with(childrenCPU, f) }
+
+// own is time for what this process does itself.
+func (t *timing) own(f func() error) error { return t.with(ownCPU, f) }
+
+func (t *timing) with(cpu func() time.Duration, f func() error) (err error) {
+	before := cpu()
 	t.wall.time(func() { err = f() })
-	t.cpu = append(t.cpu, childrenCPU()-before)
+	t.cpu.add(cpu() - before)
 	return err
 }
 
-// childrenCPU is the processor time, in user and kernel mode, of all programs that this process ran and that have ended.
-func childrenCPU() time.Duration {
+// childrenCPU is the processor time, in user and kernel mode, of all programs that this process ran and that have ended, ownCPU
+// its own so far.
+func childrenCPU() time.Duration { return cpuOf(unix.RUSAGE_CHILDREN) }
+func ownCPU() time.Duration      { return cpuOf(unix.RUSAGE_SELF) }
+
+func cpuOf(who int) time.Duration {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &u); err != nil {
+	if err := unix.Getrusage(who, &u); err != nil {
 		panic("bench: getrusage: " + err.Error()) // only wrong arguments fail
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())

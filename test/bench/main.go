@@ -1,7 +1,8 @@
 // Command bench measures what large rule sets cost: deciding and rendering them, loading them into the kernel through both
 // kinds of iptables, and what a real agent and a real kube-proxy, side by side, do with the cluster of one real
 // kube-apiserver: processor time, memory, the time until a change has an effect on connections, and how many
-// connections their rules let through. It prints tables in Markdown, with the machine that the figures are of.
+// connections their rules let through. Besides, what the routes to very many nodes cost, beside ip -batch, and announcing very
+// many addresses to a router, BIRD. It prints tables in Markdown, with the machine that the figures are of.
 //
 // It needs root. Everything happens in network namespaces and a cgroup of its own, which it removes. It asserts nothing about
 // speed: a figure depends on the machine. A figure is printed only when what was measured also had the right result.
@@ -38,6 +39,12 @@ type options struct {
 	churn   int           // changes at 20 a second, in each round
 	rest    time.Duration
 	slices  int // short times of connections, for each target
+
+	nodes int           // that there are routes to
+	vips  int           // that are announced
+	storm time.Duration // of changes of what is announced
+
+	announcer bool // this process is the announcer of the part bgp
 }
 
 // The parts of a run.
@@ -46,6 +53,8 @@ const (
 	partKernel      = "kernel"
 	partContenders  = "contenders"
 	partConnections = "connections"
+	partRoutes      = "routes"
+	partBGP         = "bgp"
 )
 
 func main() {
@@ -58,7 +67,11 @@ func main() {
 	case err != nil:
 		os.Exit(2) // package flag has said why
 	}
-	if err := run(ctx, o, os.Stdout); err != nil {
+	do := run
+	if o.announcer {
+		do = func(context.Context, options, io.Writer) error { return runAnnouncer(o.vips, os.Stdin, os.Stdout) }
+	}
+	if err := do(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -71,7 +84,7 @@ func parseFlags(args []string) (o options, err error) {
 		o.sizes, err = numbers(list)
 		return err
 	})
-	o.only = []string{partPlanning, partKernel, partContenders, partConnections}
+	o.only = []string{partPlanning, partKernel, partContenders, partConnections, partRoutes, partBGP}
 	f.Func("only", "`parts` to run (default "+strings.Join(o.only, ",")+")", func(list string) (err error) {
 		o.only, err = parts(list, o.only)
 		return err
@@ -82,13 +95,17 @@ func parseFlags(args []string) (o options, err error) {
 		return err
 	})
 	f.IntVar(&o.endpoints, "endpoints", 5, "endpoints of each Service")
-	f.IntVar(&o.full, "full", 5, "loads into an empty kernel, for each size and backend")
+	f.IntVar(&o.full, "full", 5, "loads into an empty kernel, for each size and backend, and rounds of "+partRoutes+" and "+partBGP)
 	f.IntVar(&o.rounds, "rounds", 2, "rounds of all contenders, for each size")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "how long a contender may take to program everything; one that does not is not tried again")
 	f.IntVar(&o.changes, "changes", 10, "changes after each load into the kernel, and single changes in each round")
 	f.IntVar(&o.churn, "churn", 300, "changes at 20 a second, in each round")
 	f.DurationVar(&o.rest, "rest", 35*time.Second, "time without changes in each round; the default has a full comparison of fairway's in it")
 	f.IntVar(&o.slices, "slices", 15, "times of 0.2 s in which connections are opened to each target")
+	f.IntVar(&o.nodes, "nodes", 5000, "nodes that there are routes to, in the part "+partRoutes)
+	f.IntVar(&o.vips, "vips", 10000, "addresses of Services that are announced, in the part "+partBGP)
+	f.DurationVar(&o.storm, "storm", 10*time.Second, "how long what is announced changes 1,000 times a second")
+	f.BoolVar(&o.announcer, "announcer", false, "used by the part "+partBGP+" itself: announce what standard input says")
 	if err = f.Parse(args); err == nil && f.NArg() > 0 {
 		err = fmt.Errorf("unknown arguments: %q", f.Args())
 		fmt.Fprintln(f.Output(), err)
@@ -155,6 +172,22 @@ func (r *results) measure(ctx context.Context, o options) error {
 			}
 			r.kernel = append(r.kernel, k)
 		}
+	}
+	if o.does(partRoutes) {
+		for families := 1; families <= 2; families++ {
+			routing, err := measureRoutes(ctx, families, o)
+			if err != nil {
+				return fmt.Errorf("routes of %d nodes: %w", o.nodes, err)
+			}
+			r.routing = append(r.routing, routing)
+		}
+	}
+	if o.does(partBGP) {
+		a, err := measureBGP(ctx, o)
+		if err != nil {
+			return fmt.Errorf("announcing: %w", err)
+		}
+		r.announcing = &a
 	}
 	if o.does(partContenders) || o.does(partConnections) {
 		return r.measureBeside(ctx, o)

@@ -19,10 +19,12 @@ import (
 
 // results is everything that was measured, one element for each size.
 type results struct {
-	load     string // the load average at the start
-	planning []planning
-	kernel   []kernel
-	beside   []beside
+	load       string // the load average at the start
+	planning   []planning
+	kernel     []kernel
+	routing    []routing   // with one family, and with both
+	announcing *announcing // nil when it was not measured
+	beside     []beside
 }
 
 // print writes the tables, in Markdown.
@@ -40,6 +42,14 @@ func (r *results) print(w io.Writer, o options) error {
 			r.printKernel(out, b)
 			out.flush(w)
 		}
+	}
+	if len(r.routing) > 0 {
+		r.printRouting(out, o)
+		out.flush(w)
+	}
+	if r.announcing != nil {
+		r.announcing.print(out, o)
+		out.flush(w)
 	}
 	for _, b := range r.beside {
 		if o.does(partContenders) {
@@ -79,6 +89,31 @@ func (r *results) printKernel(t *table, b lab.Backend) {
 		}
 	}
 	t.write(head, rows...)
+}
+
+func (r *results) printRouting(t *table, o options) {
+	head := []string{fmt.Sprintf("Routes to %d nodes", o.nodes)}
+	rows := [][]string{{"`ip -batch`, from nothing"}, {"its processor time"}, {"fairway, from nothing"}, {"its processor time"}, {"as a part of that of `ip -batch`"}, {"allocated"},
+		{"one node more"}, {"its processor time"}, {"allocated"}, {"nothing to do"}, {"all gone"}}
+	for _, by := range r.routing {
+		head = append(head, [...]string{"", "IPv4", "IPv4 and IPv6"}[by.families]+fmt.Sprintf(", %d routes", by.routes))
+		for i, cell := range []string{by.batch.wall.String(), by.batch.cpu.String(), by.full.wall.String(), by.full.cpu.String(), fmt.Sprintf("%.2f", middle(by.ratio)), mebibytes(by.allocated),
+			by.more.wall.String(), by.more.cpu.String(), mebibytes(by.moreAllocated), by.nothing.wall.String(), by.remove.wall.String()} {
+			rows[i] = append(rows[i], cell)
+		}
+	}
+	t.write(head, rows...)
+}
+
+func (a *announcing) print(t *table, o options) {
+	t.write([]string{"BGP", fmt.Sprintf("%d addresses of Services", o.vips)}, [][]string{
+		{"announced, until the router has all", a.announce.wall.String()}, {"its processor time", a.announce.cpu.String()},
+		{"withdrawn, until the router has none", a.withdraw.wall.String()}, {"its processor time", a.withdraw.cpu.String()},
+		{fmt.Sprintf("%d changes in %s: from the last until the router has the last state", a.changes, o.storm), a.storm.wall.String()},
+		{"its processor time, of one core", a.storm.cpu.share(o.storm)},
+		{"Plans made and told meanwhile", fmt.Sprint(a.plans)}, {"prefixes that the router was told of", fmt.Sprint(a.updates)},
+		{"resident memory, nothing announced", kibibytes(a.before)}, {"resident memory, all announced", kibibytes(a.after)},
+		{"most resident memory ever", kibibytes(a.peak)}, {"of that, the program's own code (mapped file)", kibibytes(a.file)}}...)
 }
 
 // rows are the lines of a table of contenders: what is told, what fairway should reach with 10,000 Services × 5 endpoints on legacy

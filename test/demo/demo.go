@@ -70,7 +70,7 @@ func newDemo(out *printer) (*demo, error) {
 	return d, nil
 }
 
-// prepare writes the manifests and starts the pods' servers.
+// prepare writes the manifests and configurations and starts the pods' servers.
 func (d *demo) prepare() (err error) {
 	if d.cluster, err = lab.NewCluster(filepath.Join(d.lab.Dir, "cluster")); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (d *demo) prepare() (err error) {
 	}
 	d.cluster.SetService(d.web)
 	d.endpoints("pod1a", "pod2a", "pod3a")
-	return d.cluster.Write()
+	return errors.Join(d.cluster.Write(), d.writeConfigs())
 }
 
 // endpoints makes pods the endpoints of the service, from the next Write on.
@@ -153,7 +153,7 @@ func (d *demo) startAgent(node string) error {
 		return err
 	}
 	d.logs = append(d.logs, f)
-	d.agents[node], err = d.lab.Node(node).StartAgent(lab.AgentOptions{Cluster: d.cluster, Log: f})
+	d.agents[node], err = d.lab.Node(node).StartAgent(lab.AgentOptions{Cluster: d.cluster, Log: f, Flags: []string{"--config=" + d.file("agent.yaml")}})
 	return err
 }
 
@@ -233,10 +233,11 @@ func (d *demo) inside() {
                 ip netns exec %[1]s ip route show proto 102
                 ip netns exec %[1]s %[2]s -t nat
                 ip netns exec %[3]s bash -c 'head -1 </dev/tcp/%[4]s/%[5]d'
+                ip netns exec %[8]s birdc -s %[6]s/bird.ctl show route
 agents' logs    tail -f %[6]s/node1.log
 the cluster     %[7]s/cluster.yaml   (edit it; the agents follow)
 take it down    make demo-down, or the same program with -down`,
-		ns("node1"), lab.Tool(d.backend, cluster.IPv4, "-save"), ns("pod1b"), vip.Addr(), vip.Port(), d.lab.Dir, d.cluster.Dir)
+		ns("node1"), lab.Tool(d.backend, cluster.IPv4, "-save"), ns("pod1b"), vip.Addr(), vip.Port(), d.lab.Dir, d.cluster.Dir, ns("router"))
 }
 
 // end takes everything down, says how it went, and returns the program's status. err is what play returned.

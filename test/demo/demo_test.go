@@ -81,7 +81,7 @@ func nothingLeft(t *testing.T, pid int) {
 	}
 }
 
-// processes lists the processes that have a folder of a demo in their arguments: its agents.
+// processes lists the processes that have a folder of a demo in their arguments: its agents and BIRD.
 func processes(t *testing.T, pid int) []string {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -169,6 +169,9 @@ func TestInterrupted(t *testing.T) {
 
 var heldBy = regexp.MustCompile(`It stays up, held by process ([0-9]+)\.`)
 
+// kept is how many processes a kept demo has: three agents, and the router's BIRD.
+const kept = 4
+
 func TestKeep(t *testing.T) {
 	program := program(t)
 	t.Cleanup(func() { finish(t, program("-down")) })
@@ -181,8 +184,8 @@ func TestKeep(t *testing.T) {
 	if _, err := fmt.Sscan(held[1], &pid); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(processes(t, pid)); n != 3 {
-		t.Errorf("%d agents run, want 3", n)
+	if n := len(processes(t, pid)); n != kept {
+		t.Errorf("%d processes run, want %d", n, kept)
 	}
 	if session, err := unix.Getsid(pid); err != nil || session != pid {
 		t.Errorf("process %d is of session %d, %v", pid, session, err)
@@ -198,8 +201,8 @@ func TestKeep(t *testing.T) {
 	if out, status := finish(t, program("-keep")); status != statusFailed || !strings.Contains(out, errKept.Error()) {
 		t.Errorf("a second one: status %d:\n%s", status, out)
 	}
-	if n := len(processes(t, pid)); n != 3 {
-		t.Errorf("%d agents run after a second demo was refused, want 3", n)
+	if n := len(processes(t, pid)); n != kept {
+		t.Errorf("%d processes run after a second demo was refused, want %d", n, kept)
 	}
 	if out, status := finish(t, program("-down")); status != 0 || !strings.Contains(out, "is gone, with its namespaces") {
 		t.Errorf("down: status %d:\n%s", status, out)

@@ -1,4 +1,4 @@
-// Command demo shows fairway at work: a cluster of three nodes in network namespaces, a router and a client outside, one
+// Command demo shows fairway at work: a cluster of three nodes in network namespaces, a router with BIRD and a client outside, one
 // agent per node, and the things that a person would try first. `make demo` runs it.
 //
 // Every line behind a prompt is a command that was run as it stands, by bash, in the namespace that the prompt names

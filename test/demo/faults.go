@@ -52,7 +52,7 @@ func (d *demo) endpointGone() error {
 	}
 	d.out.fact("in the kernel of node1 after %s, node2 %s, node3 %s", ms(took[0]), ms(took[1]), ms(took[2]))
 	d.out.fact("pod1b: %s; the last one to pod3a %s after the change", report, ms(report.Last["pod3a"].Sub(start)))
-	names, err := d.spread(100)
+	names, err := d.spread(pod1b, 100)
 	if err != nil {
 		return err
 	}
@@ -194,6 +194,11 @@ func (d *demo) agentKilled() error {
 		return err
 	}
 	defer prober.Stop()
+	outside, err := d.probe(d.outside(), d.pod("pod1a"))
+	if err != nil {
+		return err
+	}
+	defer outside.Stop()
 	old := d.agents["node1"]
 	if _, err := d.shell(node1, fmt.Sprintf("kill -KILL %d", old.PID())); err != nil {
 		return err
@@ -213,15 +218,32 @@ func (d *demo) agentKilled() error {
 		return err
 	}
 	d.out.fact("a new one, process %d, found everything in order %s after its start", d.agents["node1"].PID(), ms(time.Since(start)))
-	if err := d.more(prober); err != nil {
+	if err := d.await(func() error { return sessionUp(node1) }); err != nil {
 		return err
 	}
-	if report := prober.Stop(); report.Failed() > 0 {
-		return fmt.Errorf("connections failed: %s", report)
-	} else {
-		d.out.fact("pod1b to the service meanwhile: %s", report)
+	if err := errors.Join(d.more(prober), d.more(outside)); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		who string
+		*lab.Prober
+	}{{"pod1b to the service", prober}, {"outside to pod1a, through the gateway,", outside}} {
+		report := p.Stop()
+		if report.Failed() > 0 {
+			return fmt.Errorf("%s: %s", p.who, report)
+		}
+		d.out.fact("%s meanwhile: %s", p.who, report)
 	}
 	return d.nothingWritten(node1, before)
+}
+
+// sessionUp is nil when a node's agent has its session with the router.
+func sessionUp(node *lab.Namespace) error {
+	_, body, err := node.Get("http://127.0.0.1:10249/metrics", 0)
+	if err == nil && !strings.Contains(body, `fairway_bgp_session_up{peer="10.240.0.1"} 1`) {
+		err = errors.New("the agent has no session with the router")
+	}
+	return err
 }
 
 func exited(a *lab.Agent) error {

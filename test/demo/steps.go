@@ -21,10 +21,14 @@ var steps = []step{
 	{"Pod to pod, across nodes", (*demo).podToPod},
 	{"A ClusterIP, from a pod", (*demo).clusterIP},
 	{"A node port, from outside", (*demo).nodePort},
+	{"The gateway learns by BGP", (*demo).gateway},
+	{"A pod and a ClusterIP, from outside", (*demo).fromOutside},
 	{"An endpoint goes away", (*demo).endpointGone},
 	{"A route deleted by hand", (*demo).routeDeleted},
 	{"The rules of one service", (*demo).rules},
 	{"An agent killed, and started again", (*demo).agentKilled},
+	{"A node drains", (*demo).nodeDrains},
+	{"A node dies", (*demo).nodeDies},
 	{"A node that claims every address", (*demo).refusal},
 }
 
@@ -75,7 +79,7 @@ func (d *demo) allPairs() (pairs int, err error) {
 
 func (d *demo) clusterIP() error {
 	const n = 300
-	names, err := d.spread(n)
+	names, err := d.spread(d.lab.Pod("pod1b").Namespace, n)
 	if err != nil {
 		return err
 	}
@@ -89,10 +93,10 @@ func (d *demo) clusterIP() error {
 	return nil
 }
 
-// spread makes n connections from pod1b to the service and counts them by who answered. All of them must be answered.
-func (d *demo) spread(n int) (map[string]int, error) {
+// spread makes n connections to the service and counts them by who answered. All of them must be answered.
+func (d *demo) spread(from *lab.Namespace, n int) (map[string]int, error) {
 	command := fmt.Sprintf("for i in {1..%d}; do head -1 </dev/tcp/%s/%d; done | cut -d' ' -f1 | sort | uniq -c", n, vip.Addr(), vip.Port())
-	out, err := d.shell(d.lab.Pod("pod1b").Namespace, command)
+	out, err := d.shell(from, command)
 	if err != nil {
 		return nil, err
 	}
@@ -113,15 +117,14 @@ func (d *demo) spread(n int) (map[string]int, error) {
 }
 
 func (d *demo) nodePort() error {
-	outside := d.lab.Client("outside")
-	out, err := d.shell(outside.Namespace, "ip route get 10.240.0.11 | head -1")
+	out, err := d.shell(d.outside(), "ip route get 10.240.0.11 | head -1")
 	if err != nil {
 		return err
 	}
 	if !strings.Contains(out, " via 198.51.100.1 ") {
 		return fmt.Errorf("the way to the nodes is %q, expected the router 198.51.100.1", out)
 	}
-	out, err = d.shell(outside.Namespace, fmt.Sprintf(
+	out, err = d.shell(d.outside(), fmt.Sprintf(
 		"for node in 10.240.0.{11,12,13}; do echo $node: $(head -1 </dev/tcp/$node/%d); done", nodePort))
 	if err != nil {
 		return err

@@ -18,5 +18,8 @@
 //   - UpdatePeer forgets which families the peer's OPEN said are kept over a restart of its own. Until the next session, what it
 //     announced goes with the session.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
+//   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). It is the agent that
+//     knows what to do after that. In Serve's goroutine, which is ours, two of its panics are recovered: that of ListPeer for a peer
+//     whose host name or software version is not UTF-8, and that for a second OPEN in a session that is up.
 //   - Serve never returns, and some settings are global: a process has one Speaker.
 package speaker

@@ -12,13 +12,20 @@ import (
 // A logger writes what gobgp says to the agent's log, and remembers the last error of each peer, which gobgp tells nowhere else.
 // Of the fields of a message only those are passed on that can hold no secret and no whole table.
 type logger struct {
-	mu   sync.Mutex
-	last map[string]string // guarded by mu: by the peer's address as text
+	mu   sync.Mutex             // guards last
+	last map[string]peerFailure // by the peer's address as text
+}
+
+// A peerFailure is what went wrong last.
+type peerFailure struct {
+	text string
+	// notified tells that it is a NOTIFICATION of the session that is up, or that has just ended.
+	notified bool
 }
 
 var _ log.Logger = (*logger)(nil)
 
-func newLogger() *logger { return &logger{last: map[string]string{}} }
+func newLogger() *logger { return &logger{last: map[string]peerFailure{}} }
 
 // noMD5 begins what gobgp says when a listening socket does not take a password.
 const noMD5 = "failed to set md5"
@@ -47,8 +54,11 @@ func (l *logger) Warn(msg string, fields log.Fields) {
 }
 
 func (l *logger) Info(msg string, fields log.Fields) {
-	if msg == "Peer Down" {
-		l.remember(msg, fields)
+	switch msg {
+	case "Peer Down":
+		l.ended(msg, fields)
+	case "Peer Up":
+		l.begun(fields)
 	}
 	if klog.V(2).Enabled() {
 		klog.InfoS("BGP", append(pairs(fields), "detail", msg)...)
@@ -98,26 +108,45 @@ func (l *logger) remember(msg string, fields log.Fields) {
 	if !ok {
 		return
 	}
-	for _, detail := range []any{notification(fields), fields["Error"], fields["Err"], fields["Reason"]} {
+	words := notification(fields)
+	failure := peerFailure{text: msg, notified: words != ""}
+	for _, detail := range []any{words, fields["Error"], fields["Err"], fields["Reason"]} {
 		if text := fmt.Sprint(detail); detail != nil && text != "" {
-			msg += ": " + text
+			failure.text += ": " + text
 			break
 		}
 	}
-	l.set(key, msg)
-}
-
-func (l *logger) set(peer, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.last[peer] = text
+	l.last[key] = failure
+}
+
+// ended remembers the end of a session, unless a NOTIFICATION has said why: gobgp may see first that the connection is closed.
+func (l *logger) ended(msg string, fields log.Fields) {
+	l.mu.Lock()
+	key, _ := fields["Key"].(string)
+	known := l.last[key].notified
+	l.mu.Unlock()
+	if !known {
+		l.remember(msg, fields)
+	}
+}
+
+// begun takes note that a session is up: what was said before is not about it.
+func (l *logger) begun(fields log.Fields) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, _ := fields["Key"].(string)
+	if failure, ok := l.last[key]; ok {
+		l.last[key] = peerFailure{text: failure.text}
+	}
 }
 
 // lastError is the last error of a peer; empty when there was none since it was added.
 func (l *logger) lastError(peer string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.last[peer]
+	return l.last[peer].text
 }
 
 func (l *logger) forget(peer string) {

@@ -1,7 +1,7 @@
 package speaker
 
 import (
-	"context"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -60,9 +60,8 @@ func (s *Speaker) Sessions() []Session {
 	if !s.started {
 		return nil
 	}
-	known := map[string]*api.Peer{}
-	// It fails for no reason but a nil request.
-	_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) { known[p.Conf.NeighborAddress] = p })
+	known := map[netip.Addr]*api.Peer{}
+	s.eachPeer(func(a netip.Addr, _ *record, p *api.Peer) { known[a] = p })
 	var announced [2]int
 	for _, p := range s.have.Paths {
 		announced[familyIndex(p.Family())]++
@@ -73,12 +72,14 @@ func (s *Speaker) Sessions() []Session {
 		if err := s.locked[peer.Address]; err != nil {
 			session.State, session.LastError = noPassword, err.Error()
 		}
-		key := peer.Address.String()
-		if r, p := s.records[peer.Address], known[key]; r != nil && p != nil {
+		if at, refused := s.refused[peer.Address]; refused {
+			session.Since, session.BeenUp, session.LastError = at, true, unreadable
+		}
+		if r, p := s.records[peer.Address], known[peer.Address]; r != nil && p != nil {
 			if err := s.unread[peer.Address]; err != nil {
 				session.PasswordError = err.Error()
 			}
-			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(key)
+			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(peer.Address.String())
 			session.read(p, announced)
 			session.Complete = session.Up() && (r.told[0] || !session.Families[0]) && (r.told[1] || !session.Families[1])
 		}

@@ -36,6 +36,9 @@ type Speaker struct {
 	// of some that it has can't be read any more.
 	records        map[netip.Addr]*record
 	locked, unread map[netip.Addr]error
+	// refused are peers about which gobgp can't be asked, and since when.
+	refused   map[netip.Addr]time.Time
+	questions questioner
 }
 
 // A record is what is remembered of a peer.
@@ -52,7 +55,8 @@ type record struct {
 // New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
 // else than before. They must not block, nor call the Speaker.
 func New(changed func(peer netip.Addr, up bool), received func()) *Speaker {
-	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}, unread: map[netip.Addr]error{}}
+	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{},
+		unread: map[netip.Addr]error{}, refused: map[netip.Addr]time.Time{}, questions: questioner{unanswered: make(chan struct{})}}
 }
 
 // A Result is what a Sync did.
@@ -94,6 +98,7 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 	able := *want
 	var passwords map[netip.Addr]string
 	able.Peers, passwords = s.unlock(want.Peers)
+	able.Peers = slices.DeleteFunc(able.Peers, func(p bgp.Peer) bool { return s.isRefused(p.Address) })
 	c := bgp.Diff(&s.have, &able)
 	for _, p := range able.Peers {
 		if r := s.records[p.Address]; r != nil && r.password != passwords[p.Address] && !slices.Contains(c.Reset, p) {
@@ -124,7 +129,8 @@ func (s *Speaker) Identity() (asn uint32, routerID netip.Addr) {
 func (s *Speaker) start(t *bgp.Table) error {
 	if s.server == nil {
 		s.server = server.NewBgpServer(server.LoggerOption(s.log))
-		go s.server.Serve()
+		s.questions.listening.Store(t.ListenPort != 0)
+		go s.serve()
 	}
 	addresses, err := listenAddresses(t.ListenPort)
 	if err != nil {
@@ -234,28 +240,24 @@ func (s *Speaker) add(p bgp.Peer, password string) error {
 // 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
 // that they kept, for a moment.
 func (s *Speaker) restarting() (is bool) {
-	// It fails for no reason but a nil request.
-	_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
-		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
-		if r := s.records[a]; err == nil && r != nil && time.Since(r.added) < turn {
+	s.eachPeer(func(_ netip.Addr, r *record, p *api.Peer) {
+		if time.Since(r.added) < turn {
 			is = is || p.GracefulRestart.GetLocalRestarting()
 		}
 	})
 	return is
 }
 
-// Pardon is how long a session stays ended whose peer sent too many prefixes.
+// Pardon is how long a session stays ended whose peer sent too many prefixes, or what can't be read.
 const Pardon = time.Minute
 
 // forgive tries peers again that had sent too many prefixes: gobgp would not.
 func (s *Speaker) forgive() error {
 	var guilty []string
 	ctx := context.Background()
-	// It fails for no reason but a nil request.
-	_ = s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
-		a, err := netip.ParseAddr(p.Conf.NeighborAddress)
-		if r := s.records[a]; err == nil && r != nil && p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
-			guilty = append(guilty, p.Conf.NeighborAddress)
+	s.eachPeer(func(a netip.Addr, r *record, p *api.Peer) {
+		if p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
+			guilty = append(guilty, a.String())
 		}
 	})
 	for _, address := range guilty {
