@@ -90,13 +90,13 @@ func run(ctx context.Context, o Options) error {
 		announceSession(w.reporter.Event, self, peer, up)
 		l.kick(bgpName)
 	}, func() { l.kick(learnedName) })
+	announcer.holdBack(o.Config.StateDir)
 	defer announcer.close()
 	learnedConn, err := rtnl.OpenLearned()
 	if err != nil {
 		return err
 	}
 	defer learnedConn.Close()
-	announcer.holdBack(o.Config.StateDir)
 	learned := &learnedPart{conn: learnedConn, nodeName: o.Config.NodeName, speaker: announcer.speaker}
 	// BGP before the rules: what they will serve no more is withdrawn first.
 	parts = slices.Concat([]Part{announcer}, parts, []Part{learned})

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/apiutil"
 	gobgp "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -239,23 +238,19 @@ func tail(text string) string { return text[max(0, len(text)-4000):] }
 func FuzzNegotiated(f *testing.F) {
 	for _, c := range hostile.Corpus() {
 		if c.Stage == hostile.Capabilities {
-			f.Add(c.Bytes, true, false, true)
+			f.Add(c.Bytes, true, false)
 		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte, v4, v6, restarts bool) {
+	f.Fuzz(func(t *testing.T, data []byte, v4, v6 bool) {
 		peer := bgp.Peer{Families: [2]bool{v4, v6}}
-		if restarts {
-			peer.RestartTime = time.Minute
-		}
-		session := Session{Peer: peer}
-		session.read(&api.Peer{State: &api.PeerState{SessionState: api.PeerState_ESTABLISHED, RemoteCap: decoded(data)}}, [2]int{})
-		for i := range session.Families {
-			if session.Families[i] && !peer.Families[i] {
+		families := negotiated(peer, decoded(data))
+		for i := range families {
+			if families[i] && !peer.Families[i] {
 				t.Errorf("family %d came out of % x", i, data)
 			}
 		}
-		if session.GracefulRestart && !restarts {
-			t.Errorf("graceful restart came out of % x", data)
+		if r := peerRestart(decoded(data)); r != nil && r.Time > 4095*time.Second { // it has 12 bits
+			t.Errorf("a restart time of %s came out of % x", r.Time, data)
 		}
 	})
 }

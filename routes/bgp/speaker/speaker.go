@@ -57,8 +57,8 @@ type record struct {
 // New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
 // else than before. They must not block, nor call the Speaker.
 func New(changed func(peer netip.Addr, up bool), received func()) *Speaker {
-	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{}, unread: map[netip.Addr]error{},
-		refused: map[netip.Addr]time.Time{}, questions: questioner{unanswered: make(chan struct{})}}
+	return &Speaker{changed: changed, received: received, log: newLogger(), records: map[netip.Addr]*record{}, locked: map[netip.Addr]error{},
+		unread: map[netip.Addr]error{}, refused: map[netip.Addr]time.Time{}, questions: questioner{unanswered: make(chan struct{})}}
 }
 
 // A Result is what a Sync did.
