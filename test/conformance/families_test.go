@@ -1,6 +1,7 @@
 package conformance_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,20 +43,26 @@ func TestOneFamily(t *testing.T) {
 	})
 }
 
-// Without any iptables the agent ends at once, with an error that names what is missing.
+// Without any iptables the agent is not ready, and says what is missing.
 func TestNoFamily(t *testing.T) {
 	s := newStage(t, lab.NFT)
 	s.write(t)
-	p, err := s.n1.Start(lab.Command{Path: mustFairway(t), Args: []string{"agent", "--node-name=n1", "--cluster-dir=" + s.cluster.Dir},
+	p, err := s.n1.Start(lab.Command{Path: mustFairway(t), Args: []string{"agent", "--node-name=n1", "--cluster-dir=" + s.cluster.Dir, "--control-socket=none"},
 		Env: []string{"PATH=" + t.TempDir()}})
 	ok(t, err)
-	<-p.Exited()
-	said := p.Output()
-	for _, want := range []string{"iptables-legacy is not in PATH", "ip6tables-nft is not in PATH"} {
-		if p.Err() == nil || !strings.Contains(said, want) {
-			t.Errorf("the agent ends with %v and says\n%s\nexpected it to name %s", p.Err(), said, want)
+	defer func() { ok(t, p.Stop(soon)) }()
+	ok(t, lab.Eventually(soon, func() error {
+		status, said, err := s.n1.Get("http://127.0.0.1:10256/readyz", soon)
+		if err != nil {
+			return err
 		}
-	}
+		for _, want := range []string{"iptables-legacy is not in PATH", "ip6tables-nft is not in PATH"} {
+			if status == 200 || !strings.Contains(said, want) {
+				return fmt.Errorf("/readyz answers %d %s, expected it to name %s", status, said, want)
+			}
+		}
+		return nil
+	}))
 }
 
 func mustFairway(t *testing.T) string {
