@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
 )
@@ -27,6 +25,7 @@ bgp:
   - {address: 10.240.0.1, asn: 64500, holdTime: 3s, connectRetryTime: 1s}
   announce:
   - addresses: [PodCIDRs, ClusterIPs]
+  leave: {noticeTime: 1s}
 `
 	holdTime = 3 * time.Second
 	// routerConfig is BIRD's on the router, that of docs/bgp.md with less to wait.
@@ -35,6 +34,7 @@ router id 10.240.0.1;
 protocol device { }
 protocol kernel { ipv4 { export all; }; merge paths on; }
 filter from_nodes {
+  if (65535, 0) ~ bgp_community then bgp_local_pref = 0;
   if net ~ [ 10.200.0.0/16{24,24}, 10.32.0.0/24+ ] then accept;
   reject;
 }
@@ -159,7 +159,7 @@ func (d *demo) fromOutside() error {
 func (d *demo) drain(node string, on bool) error {
 	n := lab.NodeObject(d.lab.Node(node).NodeSpec)
 	if on {
-		n.Labels[corev1.LabelNodeExcludeBalancers] = ""
+		n.Annotations = map[string]string{"fairway.dev/drain": "true"}
 	}
 	d.cluster.SetNode(n)
 	return d.cluster.Write()
@@ -179,7 +179,7 @@ func (d *demo) nodeDrains() error {
 	if err := d.drain("node2", true); err != nil {
 		return err
 	}
-	d.out.text("node2 gets the label %s, while the client outside connects 500 times a second", corev1.LabelNodeExcludeBalancers)
+	d.out.text("node2 gets the annotation fairway.dev/drain: \"true\", while the client outside connects 500 times a second")
 	took, err := d.untilRouted([]string{"node1", "node3"}, everyNode)
 	if err != nil {
 		return err
