@@ -122,17 +122,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if path := o.Config.ControlSocket; path != "" {
-		socket := &controlSocket{path: path, handler: controlHandler(announcer, l.kick), again: serveAgain, failed: func(err error) {
-			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
-		}}
-		serving = append(serving, socket.run)
-	}
-	if o.Files != (Files{}) {
-		again := newRereader(o, l.setConfig, func(notes ...cluster.Note) { l.remark("configuration", notes...) })
-		m.registry.MustRegister(again.metric())
-		serving = append(serving, again.run)
-	}
+	serving = append(serving, o.listening(l, announcer)...)
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	if l.saver != nil {
 		serving = append(serving, l.saver.run)
@@ -233,6 +223,23 @@ func (o Options) servers(ctx context.Context, w world, self cluster.Ref, l *loop
 		}
 	}
 	return tasks, nil
+}
+
+// listening returns the tasks that take what an operator says while the agent runs: at the control socket, and by the
+// configuration's files.
+func (o Options) listening(l *loop, announcer *bgpPart) (tasks []func(context.Context) error) {
+	if path := o.Config.ControlSocket; path != "" {
+		socket := &controlSocket{path: path, handler: controlHandler(announcer, l.kick), again: serveAgain, failed: func(err error) {
+			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
+		}}
+		tasks = append(tasks, socket.run)
+	}
+	if o.Files != (Files{}) {
+		again := newRereader(o, l.setConfig, func(notes ...cluster.Note) { l.remark("configuration", notes...) })
+		l.metrics.registry.MustRegister(again.metric())
+		tasks = append(tasks, again.run)
+	}
+	return tasks
 }
 
 // together runs tasks until the context ends or one of them fails; then it ends the others and waits for them.
