@@ -137,6 +137,9 @@ func rows(o options) []row {
 		{"of that, the program's own code (mapped file)", "", func(t *tally) string { return kibibytes(t.memory.file) }},
 		{"most resident memory ever", "", func(t *tally) string { return kibibytes(t.memory.peak) }},
 		{"most resident memory of a child", "", func(t *tally) string { return kibibytes(t.memory.child) }},
+		{"repaired: " + jumpDeleted.String(), "≤ 2 s", func(t *tally) string { return t.repair[jumpDeleted].repaired() }},
+		{"repaired: " + chainEmptied.String(), "≤ 2 s", func(t *tally) string { return t.repair[chainEmptied].repaired() }},
+		{"repaired: " + tableFlushed.String(), "≤ 2 s", func(t *tally) string { return t.repair[tableFlushed].repaired() }},
 		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
 	}
 }
@@ -266,6 +269,14 @@ func (s sample) at(part float64) string {
 		return "–"
 	}
 	return fmt.Sprintf("%s n=%d", seconds(s.quantile(part)), len(s))
+}
+
+// repaired is the sample, of which those who were spared have none.
+func (s sample) repaired() string {
+	if len(s) == 0 {
+		return "not tried"
+	}
+	return s.String()
 }
 
 // mean returns the mean, the extremes and the number.

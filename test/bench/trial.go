@@ -49,6 +49,7 @@ type tally struct {
 	last       sample                                                  // of the last of those
 	busyCPU    sample                                                  // of one of those, on average of a round
 	restCPU    sample                                                  // of a time without changes
+	repair     [harms]sample                                           // from the end of each harm until connections work again
 	lost       int                                                     // connections without an answer while changes were followed
 }
 
@@ -118,7 +119,10 @@ func (tr *trial) run(start time.Time, o options) error {
 	if err := errors.Join(err, ended); err != nil {
 		return err
 	}
-	return tr.rest(o)
+	if err := tr.rest(o); err != nil {
+		return err
+	}
+	return tr.repairs()
 }
 
 // front is where the moving Service is.
