@@ -231,7 +231,8 @@ func (w *world) refusePodCIDR(t *testing.T) {
 func (w *world) nodeJoinsAndLeaves(t *testing.T) {
 	w.createConfigMap(t, "kube-proxy", map[string]string{"config.conf": kubeadmConfiguration, "kubeconfig.conf": w.kubeadmKubeconfig()})
 	for _, v := range w.kubeadm.Spec.Template.Spec.Volumes {
-		if v.Name == "configuration" { // not there yet: the overlay was only asked for
+		if v.Name == "configuration" { // not there yet: the overlay was only asked for, and the name is that of the other nodes'
+			v.ConfigMap.Name += "-kubeadm"
 			text, err := os.ReadFile(manifests(t, "overlays", "kubeadm", "agent-configuration.yaml"))
 			if err != nil {
 				t.Fatal(err)
