@@ -42,7 +42,7 @@ func TestFromKubeadm(t *testing.T) {
 	w := newWorld(t, "migrate-kubeadm-bgp.md", kubeProxyManifest, controlplane.KubeProxy)
 	control, router := w.lab.Client("control").Namespace, w.lab.Router()
 	for i := 1; i <= 2; i++ { // somebody's static routes
-		w.run(w.node(i).Namespace, i, "ip route add 10.244.2.0/24 via "+w.node(3 - i).Addrs[0].String()+" proto static")
+		w.run(w.node(i).Namespace, i, "ip route add 10.244.2.0/24 via 192.0.2.12 proto static")
 		w.run(router, i, "ip route add 10.244.1.0/24 via 192.0.2.11 proto static")
 	}
 	kubeProxies := map[int]*lab.Process{1: w.startKubeProxy(1), 2: w.startKubeProxy(2)}
@@ -81,8 +81,10 @@ func TestFromKubeadm(t *testing.T) {
 		if out := do(on, i, "ip route show"); !strings.Contains(out, fmt.Sprintf("10.244.%d.0/24", 3-i)) {
 			t.Errorf("the routes of n%d are\n%s", i, out)
 		}
-		do(on, i, "ip route del 10.244.2.0/24")
-		w.eventually(func() error { return w.has(on, "ip route show proto 102", fmt.Sprintf("10.244.%d.0/24 via", 3-i)) })
+		do(on, i, "ip route replace 10.244.2.0/24")
+		w.eventually(func() error {
+			return w.has(on, "ip route show proto 102; ip route show proto static", fmt.Sprintf("10.244.%d.0/24 via", 3-i), "!static")
+		})
 	}
 	move(1, w.typed)
 	w.typed(w.node(1).Namespace, 1, "ip route show proto 102")
@@ -113,7 +115,7 @@ func TestFromKubeadm(t *testing.T) {
 		}
 	}
 	time.Sleep(time.Second)
-	w.end(l, "from kube-proxy to fairway with BIRD")
+	w.end(l, "from kube-proxy to fairway with BIRD", 0)
 
 	// The same gateway with FRR.
 	w.stop(bird)
@@ -139,6 +141,6 @@ func TestFromKubeadm(t *testing.T) {
 	ok(t, agents[1].Stop(patience))
 	w.typed(w.node(1).Namespace, 1, "fairway takeover --back")
 	time.Sleep(time.Second)
-	w.end(l, "back to kube-proxy")
+	w.end(l, "back to kube-proxy", 0)
 	w.finished()
 }

@@ -78,7 +78,7 @@ func TestFromKubeRouter(t *testing.T) {
 	w.typed(control, 1, "kubectl -n kube-system patch daemonset kube-router")
 	w.typed(control, 1, "kubectl label node")
 	w.stop(kubeRouters[1])
-	cleanup := []string{"kube-router --cleanup-config", "iptables-save", "ip6tables-save", "ip route flush", "ip -6 route flush", "ipset list"}
+	cleanup := []string{"kube-router --cleanup-config", "iptables-save", "ip6tables-save", "ip route show proto 17 |", "ip -6 route show proto 17 |", "ipset list"}
 	for _, command := range cleanup {
 		w.typed(n1, 1, command)
 	}
@@ -103,7 +103,7 @@ func TestFromKubeRouter(t *testing.T) {
 		return w.has(router, "ip route", "10.244.1.0/24 via 192.0.2.11", "10.244.2.0/24 via 192.0.2.12", "10.96.0.10")
 	})
 	w.reaches()
-	w.end(l, "from kube-router to fairway")
+	w.end(l, "from kube-router to fairway", few)
 	w.typed(control, 1, "kubectl -n kube-system delete daemonset kube-router")
 
 	w.typed(control, 1, "kubectl label node")
@@ -129,7 +129,7 @@ func TestFromKubeRouter(t *testing.T) {
 	})
 	back := w.traffic(false)
 	time.Sleep(time.Second)
-	w.end(back, "back with kube-router")
+	w.end(back, "back with kube-router", 0)
 	w.finished()
 }
 

@@ -201,7 +201,7 @@ func (w *world) run(on *lab.Namespace, node int, command string) string {
 func (w *world) try(on *lab.Namespace, node int, command string) (string, error) {
 	other := 3 - node
 	text := strings.NewReplacer("worker-1", fmt.Sprintf("n%d", node), "10.244.2.0/24", fmt.Sprintf("10.244.%d.0/24", other), "10.244.1.0/24", fmt.Sprintf("10.244.%d.0/24", node),
-		"192.0.2.11", fmt.Sprintf("192.0.2.1%d", node)).Replace(command)
+		"192.0.2.11", fmt.Sprintf("192.0.2.1%d", node), "192.0.2.12", fmt.Sprintf("192.0.2.1%d", other)).Replace(command)
 	return on.Run("bash", "-c", "set -o pipefail; cd "+w.folder+"; export "+w.environment()[0]+"; "+text)
 }
 
@@ -300,12 +300,12 @@ func (w *world) traffic(service bool) load {
 	return l
 }
 
-// few is how many connections between pods may fail while a route is missing, from when it is removed until fairway has written its
-// own. It is milliseconds; hundreds fail in a second.
+// few is how many connections between pods may fail while a route is missing, from when kube-router removes it until fairway has
+// written its own. It is milliseconds; hundreds fail in a second.
 const few = 25
 
-// end stops the load, and fails the test unless every connection came through, but for a few between pods.
-func (w *world) end(l load, what string) {
+// end stops the load, and fails the test unless every connection came through, but for so many between pods.
+func (w *world) end(l load, what string, few int) {
 	w.Helper()
 	for name, p := range l {
 		r := p.Stop()
