@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
@@ -111,4 +112,31 @@ func TestRefusedSysctls(t *testing.T) {
 		}
 	}
 	t.Errorf("notes %v, want %v", p.Notes, want)
+}
+
+// TestRepaired: flows are looked at again when rules were not what they should be, also when a new Table came in the same moment.
+func TestRepaired(t *testing.T) {
+	before, now := &proxy.Table{}, &proxy.Table{}
+	drifts := finding{Drifts: []iptables.Drift{{}}}
+	for _, c := range []struct {
+		name   string
+		failed bool
+		report Report
+		table  *proxy.Table
+		reread bool
+		want   bool
+	}{
+		{"nothing", false, Report{}, before, false, false},
+		{"a new Table", false, Report{Wrote: true}, now, false, false},
+		{"the same Table, written again", false, Report{Wrote: true}, before, false, true},
+		{"read back, and nothing was wrong", false, Report{}, before, true, false},
+		{"read back, and something was", false, Report{Wrote: true}, now, true, true},
+		{"changed by others, and a new Table", false, Report{Wrote: true, Found: drifts}, now, false, true},
+		{"after a failure", true, Report{Wrote: true}, now, false, true},
+	} {
+		p := &rulesPart{failed: c.failed, flows: flowKeeper{table: before}}
+		if got := p.repaired(c.report, c.table, c.reread); got != c.want {
+			t.Errorf("%s: repaired %v, expected %v", c.name, got, c.want)
+		}
+	}
 }

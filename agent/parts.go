@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/rtnl"
@@ -118,8 +119,7 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 	report.Notes = append(report.Notes, p.ports.look(s.Table, nodeRef(plan.Snapshot, p.nodeName), time.Now())...)
 	// Which flows are stale, a saved Snapshot can't tell.
 	if err == nil && !plan.Stale() {
-		// The rules were not what they should be for a while, also when it was a Sync that failed which mended them.
-		repaired := p.failed || admitted || report.Wrote && (reread || s.Table == p.flows.table)
+		repaired := admitted || p.repaired(report, s.Table, reread)
 		p.flows.sync(s.Table, plan.Snapshot, nodeRef(plan.Snapshot, p.nodeName), repaired, &report)
 	}
 	p.failed = err != nil
@@ -127,6 +127,12 @@ func (p *rulesPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, 
 		report.Notes = append(report.Notes, p.openLocalhost(plan.Snapshot)...)
 	}
 	return report, err
+}
+
+// repaired reports whether the rules were not what they should be for a while: by what was found, also together with a new Table;
+// as the same Table, or all that is there, had to be written again; or as a Sync failed, which may have mended them.
+func (p *rulesPart) repaired(r Report, t *proxy.Table, reread bool) bool {
+	return p.failed || len(r.Found.Drifts) > 0 || r.Wrote && (reread || t == p.flows.table)
 }
 
 // suspect has the rules read back where somebody else may have changed them.
