@@ -296,19 +296,27 @@ func (c *Conn) control(f func(fd int) error) error {
 	return errors.Join(err, result)
 }
 
-// repeated returns how many packets TCP has sent again; 0 where that can't be told.
+// lateAnswer is how long the other end's word is waited for that a packet had arrived which was sent again.
+const lateAnswer = 100 * time.Millisecond
+
+// repeated returns how many packets TCP had to send again; 0 where that can't be told. One that had arrived does not count, which
+// the other end says (DSACK, RFC 2883): on a machine with much to do, an answer may take longer than TCP waits.
 func (c *Conn) repeated() (n int) {
 	if c.proto != TCP {
 		return 0
 	}
-	_ = c.control(func(fd int) error {
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err == nil {
-			n = int(info.Total_retrans)
+	for end := time.Now().Add(lateAnswer); ; time.Sleep(time.Millisecond) {
+		_ = c.control(func(fd int) error {
+			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err == nil {
+				n = max(0, int(info.Total_retrans)-int(info.Dsack_dups))
+			}
+			return err
+		})
+		if n == 0 || time.Now().After(end) {
+			return n
 		}
-		return err
-	})
-	return n
+	}
 }
 
 // receiveErrors sets IP_RECVERR or its IPv6 twin.
