@@ -287,7 +287,7 @@ func TestFault14NoProgramsAtStart(t *testing.T) {
 			}
 			return r.unready(r.n1)
 		})
-		r.ip(r.n1, "route del "+r.n2.PodCIDRs[0].String())
+		r.ip(r.n1, "route del "+r.n3.PodCIDRs[0].String()) // no flow goes there
 		r.eventually(startBound, func() error { return r.exact(r.n1) })
 		r.ok(os.Rename(gone, tools.dir))
 		select {
