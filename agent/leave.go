@@ -146,6 +146,16 @@ func (p *bgpPart) depart() {
 	}
 }
 
+// departWhen waits until the agent is told to end, and then departs; or until everything else has ended.
+func (p *bgpPart) departWhen(told, ended context.Context) error {
+	select {
+	case <-ended.Done():
+	case <-told.Done():
+		p.depart()
+	}
+	return nil
+}
+
 // departs tells whether the end of the agent is the node's, too.
 func (p *bgpPart) departs() bool {
 	p.syncing.Lock()

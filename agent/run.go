@@ -137,16 +137,9 @@ func run(ctx context.Context, o Options) error {
 	// Until the peers are told, everything goes on.
 	last, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	serving = append(serving, func(last context.Context) error {
-		select {
-		case <-last.Done():
-		case <-ctx.Done():
-			announcer.depart()
-		}
-		return nil
-	})
 	return together(last, end, append(serving,
 		w.reporter.Run,
+		func(last context.Context) error { return announcer.departWhen(ctx, last) },
 		func(ctx context.Context) error { return w.source.Run(ctx, l.publish) },
 		func(ctx context.Context) error { return watchHost(ctx, conn, l) },
 		func(ctx context.Context) error { return watchLearned(ctx, learnedConn, l) },
