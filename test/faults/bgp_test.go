@@ -224,6 +224,37 @@ func bgpIn(target string) []string {
 	return []string{"INPUT -p tcp --sport 179 -s 10.240.0.11 " + target, "INPUT -p tcp --dport 179 -s 10.240.0.11 " + target}
 }
 
+// keepsRoutes fails the test if the gateway's kernel loses a route meanwhile, for however short.
+func (r *bgpRig) keepsRoutes(meanwhile func()) {
+	r.Helper()
+	m, err := r.lab.Router().Start(lab.Command{Path: "ip", Args: []string{"-4", "monitor", "route"}})
+	r.ok(err)
+	mark := func(action string) { // which the monitor tells, after all that came before
+		_, err := r.lab.Router().Run("ip", "route", action, "blackhole", "192.0.2.0/32")
+		r.ok(err)
+		r.eventually(eventBound, func() error {
+			if n := strings.Count(m.Output(), "192.0.2.0"); n == 0 || action == "del" && n == 1 {
+				return errors.New("ip monitor does not tell")
+			}
+			return nil
+		})
+	}
+	r.eventually(eventBound, func() error { // it listens when it tells
+		_, err := r.lab.Router().Run("ip", "route", "replace", "blackhole", "192.0.2.1/32")
+		if err == nil && !strings.Contains(m.Output(), "192.0.2.1") {
+			err = errors.New("ip monitor does not tell")
+		}
+		return err
+	})
+	mark("add")
+	meanwhile()
+	mark("del")
+	m.Kill()
+	if out := m.Output(); strings.Contains(out, "Deleted 10.") {
+		r.Errorf("the gateway lost routes for a moment:\n%s", out)
+	}
+}
+
 // Fault 39: the connection is reset, the hold time expires, the router's daemon is killed and comes back; and the agent is killed and
 // does not come back. With graceful restart the router keeps the routes for its time and no longer.
 func TestFault39SessionEnds(t *testing.T) {
@@ -245,8 +276,10 @@ func TestFault39SessionEnds(t *testing.T) {
 		flows.stop(names...)
 		flows = r.flows()
 	}
-	r.router(bgpIn("-j REJECT --reject-with tcp-reset"), func() { r.eventually(sessionBound, down) })
-	ended("connection reset", true)
+	r.keepsRoutes(func() {
+		r.router(bgpIn("-j REJECT --reject-with tcp-reset"), func() { r.eventually(sessionBound, down) })
+		ended("connection reset", true)
+	})
 	r.router(append(bgpIn("-j DROP"), "OUTPUT -p tcp --dport 179 -j DROP", "OUTPUT -p tcp --sport 179 -j DROP"), func() { r.eventually(sessionBound, down) })
 	ended("hold time expired", false) // a router that has heard nothing for so long believes in the node no more
 	r.bird.Kill()

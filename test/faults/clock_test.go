@@ -114,9 +114,17 @@ func TestFault47ClockIsSetBackWhileImporting(t *testing.T) {
 	r.eventually(eventBound, imported("172.16.1.0/24"))
 	r.settle()
 	flows := r.flows()
+	before := r.logged(r.n1)
 	wall.set(-time.Hour)
 	r.announce("172.16.1.0/24", "172.16.2.0/24")
 	r.eventually(sessionBound, imported("172.16.1.0/24", "172.16.2.0/24"))
+	if r.downs(gatewayIP) == 0 {
+		t.Error("the session did not begin anew, so nothing is shown")
+	}
+	if log := strings.SplitN(r.agents["n1"].Output(), "\n", before+1)[before]; strings.Contains(log, "Removing learned route") {
+		t.Errorf("what was imported did not stay meanwhile:\n%s", log)
+	}
+	r.settle() // before the router is configured again
 	wall.set(0)
 	r.announce("172.16.2.0/24", "172.16.3.0/24")
 	r.eventually(sessionBound, imported("172.16.2.0/24", "172.16.3.0/24"))

@@ -15,11 +15,15 @@
 //     the kernel forwards, whatever becomes of this process. Then gobgp holds its updates back until the neighbour has sent
 //     all of its own, or for the deferral time. Nothing of theirs is waited for here, so that is as short as can be.
 //   - Having met one neighbour, it takes the restart bit from all. So they are met one after the other.
+//   - It takes it as well when a session is lost and comes again. So when one is lost without a word, gobgp is made to forget the peer and to get
+//     to know it anew, as after a restart; what it forgets of the peer's own paths is kept meanwhile.
 //   - UpdatePeer forgets which families the peer's OPEN said are kept over a restart of its own. Until the next session, what it
 //     announced goes with the session.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
 //   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). It is the agent that
 //     knows what to do after that. In Serve's goroutine, which is ours, two of its panics are recovered: that of ListPeer for a peer
 //     whose host name or software version is not UTF-8, and that for a second OPEN in a session that is up.
+//   - What comes in a session that began in the future, by the clock on the wall, it drops. Sessions are begun anew after somebody has set
+//     the clock back so far, where something is imported.
 //   - Serve never returns, and some settings are global: a process has one Speaker.
 package speaker

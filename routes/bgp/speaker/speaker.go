@@ -36,6 +36,8 @@ type Speaker struct {
 	// of some that it has can't be read any more.
 	records        map[netip.Addr]*record
 	locked, unread map[netip.Addr]error
+	// renewals counts how often gobgp has forgotten a peer on the way to another session.
+	renewals int
 	// left tells that Leave has ended the sessions, and no Sync came since.
 	left bool
 	// refused are peers about which gobgp can't be asked, and since when.
@@ -52,6 +54,10 @@ type record struct {
 	up, beenUp bool
 	// told are the families of which the peer has sent all that it has, since the session came up.
 	told [2]bool
+	// lost tells that the session was, and that it was not looked at yet whether that was without a word.
+	lost bool
+	// kept is what the peer had announced before it was renewed.
+	kept keptPaths
 }
 
 // New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
@@ -101,6 +107,10 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 	var passwords map[netip.Addr]string
 	able.Peers, passwords = s.unlock(want.Peers)
 	able.Peers = slices.DeleteFunc(able.Peers, func(p bgp.Peer) bool { return s.isRefused(p.Address) })
+	renewed, err := s.renew(&able, passwords)
+	if err != nil {
+		return Result{}, err
+	}
 	c := bgp.Diff(&s.have, &able)
 	for _, p := range able.Peers {
 		if r := s.records[p.Address]; r != nil && r.password != passwords[p.Address] && !slices.Contains(c.Reset, p) {
@@ -111,10 +121,10 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 		return Result{}, err
 	}
 	s.have.Paths = able.Paths
-	err := errors.Join(s.meet(c, passwords), s.forgive())
+	err = errors.Join(s.meet(c, passwords), s.forgive())
 	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
 	result := Result{Changes: c, RouterID: s.have.RouterID}
-	if len(s.have.Peers) < len(able.Peers) {
+	if len(s.have.Peers) < len(able.Peers) || !renewed {
 		result.Again = turnCheck
 	}
 	return result, err
@@ -224,14 +234,20 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 	return errors.Join(errs...)
 }
 
-// add starts a session. gobgp only warns when the listening socket does not take the peer's password, and would then let
-// connections in without.
+// add starts a session.
 func (s *Speaker) add(p bgp.Peer, password string) error {
 	s.log.forget(p.Address.String())
+	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
+	return s.introduce(p, password)
+}
+
+// introduce has gobgp know a peer that there is a record of; or there is none any more, and an error. gobgp only warns when the listening socket
+// does not take the peer's password, and would then let connections in without.
+func (s *Speaker) introduce(p bgp.Peer, password string) error {
 	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
+		delete(s.records, p.Address)
 		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
 	}
-	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
 	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
 		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
 	}
@@ -306,7 +322,7 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 		return false
 	}
 	r.up, r.beenUp, r.since = up, true, time.Now()
-	if !up {
+	if r.lost = !up; !up {
 		r.told = [2]bool{}
 	}
 	return true
