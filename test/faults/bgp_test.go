@@ -229,26 +229,23 @@ func (r *bgpRig) keepsRoutes(meanwhile func()) {
 	r.Helper()
 	m, err := r.lab.Router().Start(lab.Command{Path: "ip", Args: []string{"-4", "monitor", "route"}})
 	r.ok(err)
-	mark := func(action string) { // which the monitor tells, after all that came before
-		_, err := r.lab.Router().Run("ip", "route", action, "blackhole", "192.0.2.0/32")
-		r.ok(err)
+	n := 0
+	mark := func() { // which the monitor tells, after all that came before; again, as it may not listen yet
+		from := n
 		r.eventually(eventBound, func() error {
-			if n := strings.Count(m.Output(), "192.0.2.0"); n == 0 || action == "del" && n == 1 {
-				return errors.New("ip monitor does not tell")
+			n++
+			_, err := r.lab.Router().Run("ip", "route", "add", "blackhole", "192.0.2.0", "metric", fmt.Sprint(n))
+			for told := from + 1; told <= n; told++ {
+				if strings.Contains(m.Output(), fmt.Sprintf("192.0.2.0 metric %d ", told)) {
+					return err
+				}
 			}
-			return nil
+			return errors.Join(err, errors.New("ip monitor does not tell"))
 		})
 	}
-	r.eventually(eventBound, func() error { // it listens when it tells
-		_, err := r.lab.Router().Run("ip", "route", "replace", "blackhole", "192.0.2.1/32")
-		if err == nil && !strings.Contains(m.Output(), "192.0.2.1") {
-			err = errors.New("ip monitor does not tell")
-		}
-		return err
-	})
-	mark("add")
+	mark()
 	meanwhile()
-	mark("del")
+	mark()
 	m.Kill()
 	if out := m.Output(); strings.Contains(out, "Deleted 10.") {
 		r.Errorf("the gateway lost routes for a moment:\n%s", out)
