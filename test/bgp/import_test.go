@@ -145,6 +145,7 @@ func TestImport(t *testing.T) {
 		v6: []string{"2001:db8:20::/48", "2001:db8:21::/48", "::/0", "fd00:10:244:2::/64"},
 	}
 	g1 := startBIRD(t, r.lab.Router(), birdWith(64500, gw1, hostile, ""))
+	r.start("clusterCIDRs: [10.244.0.0/16]", r.n2) // Services have endpoints there
 	r.start(importing(64500, 64501), r.n1)
 	one := []string{"172.20.0.0/16", "172.21.0.0/16", "2001:db8:20::/48", "2001:db8:21::/48"}
 	alone := make([]string, len(one))
