@@ -66,11 +66,8 @@ func servedAddresses(t *proxy.Table) []bgp.VIP {
 // is withdrawn as soon as the Plan is made that takes the rules away. An agent without BGP has the Part, too: its configuration
 // may come to have it.
 type bgpPart struct {
-	speaker  *speaker.Speaker
+	speaker  bgpSpeaker
 	nodeName string
-	// crashes are those of BGP before the agent's start, for which there is no session before heldUntil.
-	crashes   bgpCrashes
-	heldUntil time.Time
 	// departing is held by who has the node leave its peers, or come back to them.
 	departing sync.Mutex
 
@@ -89,6 +86,22 @@ type bgpPart struct {
 	kernel map[cluster.Family]*rulesInKernel
 	// configured tells whether the latest Plan has BGP; nil before the first.
 	configured *bool
+	// crashes are those of the BGP process, for which there is no session before heldUntil.
+	crashes   bgpCrashes
+	heldUntil time.Time
+}
+
+// A bgpSpeaker keeps the sessions: process.Speaker says what each of its methods does.
+type bgpSpeaker interface {
+	Sync(*bgp.Table) (speaker.Result, error)
+	Identity() (asn uint32, routerID netip.Addr)
+	Sessions() []speaker.Session
+	Routes(peer netip.Addr, d speaker.Direction) ([]speaker.Route, error)
+	Received([]bgp.ImportRange) ([]bgp.Received, error)
+	Crashes() uint64
+	Leave(patience time.Duration) (ended int, err error)
+	Stop(patience time.Duration) error
+	Close(patience time.Duration) error
 }
 
 // rulesInKernel are the rules of one family.
@@ -100,10 +113,9 @@ type rulesInKernel struct {
 	served map[netip.Addr]bool
 }
 
-// newBGPPart returns the Part for an agent with other parts. changed is told of sessions that come up or go down, received that
-// peers announce something else than before.
-func newBGPPart(nodeName string, others []Part, changed func(peer netip.Addr, up bool), received func()) *bgpPart {
-	p := &bgpPart{speaker: speaker.New(changed, received), nodeName: nodeName, kernel: map[cluster.Family]*rulesInKernel{}}
+// newBGPPart returns the Part for an agent with other parts.
+func newBGPPart(nodeName string, others []Part, s bgpSpeaker) *bgpPart {
+	p := &bgpPart{speaker: s, nodeName: nodeName, kernel: map[cluster.Family]*rulesInKernel{}}
 	for _, o := range others {
 		if rules, ok := o.(*rulesPart); ok {
 			p.kernel[cluster.Families[rules.index]] = nil
@@ -197,16 +209,15 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 // sync has the peers told what the latest Plan and the stage say. It is called with syncing held.
 func (p *bgpPart) sync() (Report, error) {
 	if p.plan.BGP == nil {
-		_, err := p.speaker.Sync(&bgp.Table{}) // ends the sessions that there were, when the section bgp was taken away
-		return Report{}, err
+		return Report{}, p.speaker.Stop(goodbye) // the section bgp may have been taken away
 	}
-	if wait := time.Until(p.heldUntil); wait > 0 {
-		return Report{Notes: []cluster.Note{p.crashes.note(nodeRef(p.plan.Snapshot, p.nodeName))}, Retry: wait}, nil
+	node := nodeRef(p.plan.Snapshot, p.nodeName)
+	if held, wait := p.held(time.Now()); wait > 0 {
+		return Report{Notes: []cluster.Note{held.note(node)}, Retry: wait}, nil
 	}
 	if p.began.IsZero() {
 		p.began = time.Now()
 	}
-	node := nodeRef(p.plan.Snapshot, p.nodeName)
 	if p.stage == stageGone {
 		p.announced = nil
 		return Report{Notes: []cluster.Note{leftNote(node)}}, nil

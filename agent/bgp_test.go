@@ -10,6 +10,7 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/bgp"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
 
@@ -41,7 +42,7 @@ func balanced(names ...string) *Plan {
 func TestAnnouncedWhenProgrammed(t *testing.T) {
 	const none, ab = "10.244.1.0/24", "10.96.0.0/16 10.244.1.0/24 203.0.113.1/32 203.0.113.2/32"
 	rules := rulesPrefix + cluster.IPv4.String()
-	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", []Part{&rulesPart{index: 0}}, process.New(process.Options{}))
 	ready := func(when string, plan *Plan, want string, wantComplete bool) {
 		t.Helper()
 		table, complete := p.ready(plan.BGP)
@@ -159,7 +160,7 @@ func TestSessionNotes(t *testing.T) {
 
 // TestRouterIDChanged: the identifier stays what it was at first, and a Note says so.
 func TestRouterIDChanged(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", nil, process.New(process.Options{}))
 	plan := balanced()
 	for _, c := range []struct{ address, want string }{{"192.0.2.11", ""}, {"192.0.2.12", cluster.ReasonBGPRouterIDChanged}, {"192.0.2.11", ""}} {
 		table := *plan.BGP

@@ -14,12 +14,13 @@ import (
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/report"
 	"github.com/fairway-net/fairway/routes/bgp"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
 
 // TestShowWithoutBGP: an agent that has not begun, or has no BGP, says so; one that has no peers on this node prints none.
 func TestShowWithoutBGP(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", nil, process.New(process.Options{}))
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	s := serveSocket(t, path, controlHandler(p, nil))
 	defer s.stop()

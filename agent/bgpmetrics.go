@@ -12,6 +12,8 @@ import (
 // bgpCollector shows where the BGP sessions stand at the moment of a scrape.
 type bgpCollector struct {
 	sessions func() []speaker.Session
+	// crashes counts the ends of the BGP process that nobody asked for.
+	crashes func() uint64
 	// imported counts the routes to imported prefixes, by family in the order of cluster.Families.
 	imported func() [2]int
 }
@@ -21,12 +23,13 @@ var (
 	descPeer      = prometheus.NewDesc("fairway_bgp_peer_info", "1, with what is known of a BGP peer as labels.", []string{"peer", "asn", "state", "graceful_restart", "last_error"}, nil)
 	descAnnounced = prometheus.NewDesc("fairway_bgp_announced_prefixes", "Prefixes announced to a BGP peer.", []string{"peer", "ip_family"}, nil)
 	descReceived  = prometheus.NewDesc("fairway_bgp_received_prefixes", "Prefixes that a BGP peer sends.", []string{"peer", "ip_family"}, nil)
+	descCrashes   = prometheus.NewDesc("fairway_bgp_crashes_total", "Times that the BGP process ended without being asked to.", nil, nil)
 	descImported  = prometheus.NewDesc("fairway_bgp_imported_routes", "Routes in the kernel to prefixes that BGP peers send.", []string{"ip_family"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (bgpCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived, descImported} {
+	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived, descCrashes, descImported} {
 		ch <- d
 	}
 }
@@ -36,6 +39,7 @@ func (c bgpCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	ch <- prometheus.MustNewConstMetric(descCrashes, prometheus.CounterValue, float64(c.crashes()))
 	for i, n := range c.imported() {
 		gauge(descImported, float64(n), cluster.Families[i].String())
 	}

@@ -91,7 +91,7 @@ type bgpRoute struct {
 // Why there are no sessions to tell of.
 var (
 	errNoBGP      = errors.New("this agent speaks no BGP: its configuration has no section bgp")
-	errBGPWaiting = errors.New("BGP has not begun: it waits for the first look at the cluster, for the Service rules that are announced, after a crash for a while, and for the node's BGP identifier (its IPv4 InternalIP, or bgp.routerID)")
+	errBGPWaiting = errors.New("BGP has not begun: it waits for the first look at the cluster, for the Service rules that are announced, and for the node's BGP identifier (its IPv4 InternalIP, or bgp.routerID)")
 )
 
 // sessions returns the identity and the sessions, or the error that says why there are none.

@@ -12,7 +12,7 @@ import (
 	"github.com/fairway-net/fairway/agent/snapshot"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/bgp"
-	"github.com/fairway-net/fairway/routes/bgp/speaker"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
@@ -77,7 +77,7 @@ const farewellBound = 15 * time.Second
 
 // farewell has a short session with each peer. One that keeps the routes of an agent that is gone, as it may come back (graceful
 // restart), drops them when the node comes back without graceful restart and without routes (RFC 4724, section 4.2).
-func farewell(ctx context.Context, o CleanupOptions, out io.Writer) error {
+func farewell(ctx context.Context, o CleanupOptions, out io.Writer) (err error) {
 	// Where nothing was saved, it is the configuration alone that tells.
 	s := &cluster.Snapshot{Nodes: []*cluster.Node{{Name: o.BGP.NodeName}}}
 	if o.StateDir != "" {
@@ -93,7 +93,9 @@ func farewell(ctx context.Context, o CleanupOptions, out io.Writer) error {
 	for i := range table.Peers {
 		table.Peers[i].RestartTime = 0
 	}
-	sp := speaker.New(func(netip.Addr, bool) {}, func() {})
+	// In a process of its own, as what a peer says must not keep the rest from being removed.
+	sp := process.New(process.Options{Changed: func(netip.Addr, bool) {}, Received: func() {}})
+	defer func() { err = errors.Join(err, sp.Close(0)) }()
 	if _, err := sp.Sync(table); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ const (
 	learnedInterval = 200 * time.Millisecond
 	learnedShare    = 4
 	learnedMost     = 5 * time.Second
-	// peersPatience is for how long after its start an agent keeps the routes that an earlier one left, while there are peers that
+	// peersPatience is for how long after its start, or a crash of BGP, an agent keeps the routes that were left, while there are peers that
 	// have not told everything: as long as a session can take that nothing is wrong with. tellingPatience is how long after its
 	// session came up a peer is taken to have told everything, when it does not say so itself.
 	peersPatience   = time.Minute
@@ -34,10 +34,12 @@ const (
 type learnedPart struct {
 	conn     *rtnl.Conn
 	nodeName string
-	speaker  *speaker.Speaker
-	// began is when the first Sync was; the zero Time before.
-	began time.Time
-	// settled tells that all peers have told what they have, so that routes which an earlier agent left can go. It stays so.
+	speaker  bgpSpeaker
+	// began is when the first Sync was, or the first after a crash of the speaker, which are counted; the zero Time before.
+	began   time.Time
+	crashes uint64
+	// settled tells that all peers have told what they have, so that routes which an earlier agent, or an earlier BGP process, left can
+	// go. It stays so until the next crash.
 	settled bool
 	// clean tells that there is nothing to be imported, and nothing left in the kernel.
 	clean bool
@@ -58,8 +60,8 @@ func (p *learnedPart) installed() (n [2]int) {
 }
 
 func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
-	if p.began.IsZero() {
-		p.began = time.Now()
+	if crashes := p.speaker.Crashes(); p.began.IsZero() || crashes != p.crashes {
+		p.began, p.crashes, p.settled = time.Now(), crashes, false
 	}
 	if plan.config.BGP == nil || len(plan.config.BGP.Import) == 0 {
 		return p.clear(ctx, reread)
@@ -73,6 +75,9 @@ func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report
 	received, err := p.speaker.Received(plan.BGP.Import)
 	if err != nil {
 		return Report{}, err
+	}
+	if p.speaker.Crashes() != p.crashes {
+		return Report{Retry: learnedInterval}, nil // what came back may be of a speaker that has just begun
 	}
 	want, notes := plan.Learned(received)
 	var retry time.Duration

@@ -11,6 +11,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/routes/bgp"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 )
 
 // TestDrainNotice: what peers know of is announced with notice before it is withdrawn, once. What they do not know of, as the agent
@@ -34,7 +35,7 @@ func TestDrainNotice(t *testing.T) {
 		}
 		return strings.Join(list, " ")
 	}
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", nil, process.New(process.Options{}))
 	for _, c := range []struct {
 		when  string
 		table *bgp.Table
@@ -75,7 +76,7 @@ func TestDeparts(t *testing.T) {
 		{"a leave under way", func(p *bgpPart, _ *Plan) { p.stage = stageSilent }, true},
 		{"no Plan", func(p *bgpPart, _ *Plan) { p.plan = nil }, false},
 	} {
-		p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+		p := newBGPPart("n1", nil, process.New(process.Options{}))
 		p.plan = balanced()
 		c.vary(p, p.plan)
 		if got := p.departs(); got != c.want {
@@ -87,7 +88,7 @@ func TestDeparts(t *testing.T) {
 // TestLeaveStages: a node that has left stays so, whatever is planned, and says it; undone, it is as before. Somebody who asks
 // is told each step. (What peers see of it, test/bgp shows.)
 func TestLeaveStages(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", nil, process.New(process.Options{}))
 	kicked := 0
 	server := httptest.NewServer(controlHandler(p, func(string) { kicked++ }))
 	defer server.Close()
@@ -135,7 +136,7 @@ func TestLeaveStages(t *testing.T) {
 
 // TestLeaveWithoutBGP: an agent without peers says so.
 func TestLeaveWithoutBGP(t *testing.T) {
-	p := newBGPPart("n1", nil, func(netip.Addr, bool) {}, func() {})
+	p := newBGPPart("n1", nil, process.New(process.Options{}))
 	if _, err := p.Sync(t.Context(), &Plan{Snapshot: &cluster.Snapshot{}}, false); err != nil {
 		t.Fatal(err)
 	}

@@ -239,7 +239,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		return map[string]uint64{iptables.InvalidCounter: 1, iptables.LocalhostCounter: 1}, nil
 	}})
 	r.m.registry.MustRegister((&rereader{}).metric())
-	r.m.registry.MustRegister(bgpCollector{func() []speaker.Session { return []speaker.Session{{Families: [2]bool{true, false}}} }, func() [2]int { return [2]int{} }})
+	r.m.registry.MustRegister(bgpCollector{func() []speaker.Session { return []speaker.Session{{Families: [2]bool{true, false}}} }, func() uint64 { return 1 }, func() [2]int { return [2]int{} }})
 	have := map[string]string{}
 	for name, f := range byName(r.m.registry.Gather()) {
 		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {

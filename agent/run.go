@@ -19,6 +19,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source/kube"
 	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
@@ -86,11 +87,20 @@ func run(ctx context.Context, o Options) error {
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	var l *loop
-	announcer := newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
-		announceSession(w.reporter.Event, self, peer, up)
-		l.kick(bgpName)
-	}, func() { l.kick(learnedName) })
-	announcer.holdBack(o.Config.StateDir)
+	var announcer *bgpPart
+	announcer = newBGPPart(o.Config.NodeName, parts, process.New(process.Options{
+		Changed: func(peer netip.Addr, up bool) {
+			announceSession(w.reporter.Event, self, peer, up)
+			l.kick(bgpName)
+		},
+		Received: func() { l.kick(learnedName) },
+		Ended: func(e process.End) {
+			announcer.crashed(e, w.reporter.Event, self, time.Now())
+			l.kick(bgpName)
+			l.kick(learnedName)
+		},
+	}))
+	forgetReports(o.Config.StateDir)
 	defer announcer.close()
 	learnedConn, err := rtnl.OpenLearned()
 	if err != nil {
@@ -103,7 +113,7 @@ func run(ctx context.Context, o Options) error {
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
-	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, learned.installed})
+	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, announcer.speaker.Crashes, learned.installed})
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}

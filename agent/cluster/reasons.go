@@ -74,6 +74,6 @@ const (
 	// ReasonImportRefused: a prefix that a BGP peer announces, inside the ranges to be imported, gets no route or not all of its
 	// next hops: it is a default route or part of the cluster's own networks, or the next hop is on no link of the node.
 	ReasonImportRefused = "ImportRefused"
-	// ReasonBGPHeldBack: BGP has crashed the agent repeatedly and begins later than it.
+	// ReasonBGPHeldBack: the BGP process has crashed repeatedly, and is begun again after a pause.
 	ReasonBGPHeldBack = "BGPHeldBack"
 )

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fairway-net/fairway/agent"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 )
 
 // cantAsk is the code with which fairway bgp ends when it has no answer; 1 means that not all sessions are up.
@@ -68,4 +69,15 @@ func answerOrFail(c *cobra.Command) {
 	c.Args = func(cmd *cobra.Command, a []string) error { return coded(args(cmd, a)) }
 	c.RunE = func(cmd *cobra.Command, a []string) error { return coded(run(cmd, a)) }
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded(err) })
+}
+
+// speakerCommand is what the agent runs its BGP sessions with.
+func speakerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    process.Command,
+		Short:  "Speak BGP for the agent, which starts this itself",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(*cobra.Command, []string) error { return process.Main() },
+	}
 }
