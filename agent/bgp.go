@@ -96,6 +96,7 @@ type bgpSpeaker interface {
 	Sync(*bgp.Table) (speaker.Result, error)
 	Identity() (asn uint32, routerID netip.Addr)
 	Sessions() []speaker.Session
+	Glance() []speaker.Session
 	Routes(peer netip.Addr, d speaker.Direction) ([]speaker.Route, error)
 	Received([]bgp.ImportRange) ([]bgp.Received, error)
 	Crashes() uint64

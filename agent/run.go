@@ -113,7 +113,7 @@ func run(ctx context.Context, o Options) error {
 	s = newStatus(parts, o.Config.SyncPeriod)
 	s.iptables = backend.Name
 	m := newMetrics(s, o.Version, w.lost)
-	m.registry.MustRegister(bgpCollector{announcer.speaker.Sessions, announcer.speaker.Crashes, learned.installed})
+	m.registry.MustRegister(bgpCollector{announcer.speaker.Glance, announcer.speaker.Crashes, learned.installed})
 	if facts.Counters {
 		m.registry.MustRegister(packetCounters{netfilter.ReadCounters})
 	}

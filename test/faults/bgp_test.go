@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/hostile"
 	"github.com/fairway-net/fairway/test/lab"
@@ -374,48 +376,139 @@ func TestFault41MalformedMessages(t *testing.T) {
 	r.eventually(eventBound, func() error { return r.serves(20, r.p2) })
 }
 
-// Fault 42: a message ends the agent. What is in the kernel goes on, and the agent that is started in its place has a session with the
-// gateway within five seconds; when that happens again, it first does everything else.
+// crashes is how often the BGP process of n1's agent has crashed.
+func (r *bgpRig) crashes() float64 { return r.metric(r.n1, "fairway_bgp_crashes_total") }
+
+func (r *bgpRig) crashed(want float64) error {
+	if n := r.crashes(); n != want {
+		return fmt.Errorf("BGP has crashed %v times, want %v", n, want)
+	}
+	return nil
+}
+
+// crash has a peer send something that gobgp does not survive, and waits until its process is gone. The agent stays.
+func (r *bgpRig) crash(address string, c hostile.Case) {
+	r.Helper()
+	before := r.crashes()
+	r.Logf("sent is %q", c.Name)
+	l := r.listen(address, &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, 1}, Case: c})
+	r.eventually(sessionBound, func() error { return r.crashed(before + 1) })
+	r.ok(l.Close())
+	a := r.agents["n1"]
+	if out := a.Output(); !strings.Contains(out, "osrg/gobgp") || !strings.Contains(out, `"The BGP process has ended"`) {
+		r.Errorf("it is not gobgp that ended the process, or it is not told:\n%s", out)
+	}
+	select {
+	case <-a.Exited():
+		r.Fatalf("the agent has ended: %s", a.State())
+	default:
+	}
+}
+
+// follows has a Service get another endpoint, and waits until connections end there.
+func (r *bgpRig) follows(n int) {
+	r.Helper()
+	r.put(service("new", n, 0), lab.Ready(r.p2))
+	r.write()
+	r.eventually(eventBound, func() error { return r.serves(n, r.p2) })
+}
+
+// Fault 42: a message ends the BGP process. The agent goes on, and so does what is in the kernel; the session with the gateway is back
+// within five seconds. When that happens again, BGP waits before it begins anew, and nothing else does.
 func TestFault42BGPCrashes(t *testing.T) {
 	t.Parallel()
 	addresses, peers := hostilePeers(1)
 	r := newBGPRig(t, graceful, peers)
 	r.eventually(sessionBound, func() error { return r.clientHas(addresses[0]) })
-	cases := slices.DeleteFunc(hostile.Corpus(), func(c hostile.Case) bool { return !c.Fatal || c.Stage != hostile.Established })
+	cases := slices.DeleteFunc(hostile.Corpus(), func(c hostile.Case) bool { return !c.Fatal })
 	flows := r.flows()
-	crash := func(c hostile.Case) {
-		t.Helper()
-		l := r.listen(addresses[0], &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, 1}, Case: c})
-		select {
-		case <-r.agents["n1"].Exited():
-		case <-time.After(sessionBound):
-			t.Fatalf("the agent survived %q; the corpus says that it can't", c.Name)
+	for i, c := range cases {
+		r.settle()
+		r.crash(addresses[0], c)
+		began := time.Now()
+		r.follows(20 + i)
+		r.ok(r.forwards(true))
+		r.eventually(sessionBound, r.learned)
+		r.measured("BGP crashed ("+c.Name+"), until the session is back", time.Since(began), 5*time.Second)
+		if i < len(cases)-1 { // the next agent has not heard of it
+			r.ok(r.agents["n1"].Stop(startBound))
+			r.again()
 		}
-		r.ok(l.Close())
-		if out := r.agents["n1"].Output(); !strings.Contains(out, "osrg/gobgp") {
-			t.Fatalf("it is not gobgp that ended the agent:\n%s", out)
-		}
-		flows.more(20)
 	}
-	crash(cases[0])
-	began := time.Now()
-	r.again()
-	r.measured("the agent crashed, since its new start, until the session is back", time.Since(began), 5*time.Second)
 	r.settle()
-
-	crash(cases[1])
-	r.start(r.n1, r.agents["n1"].Options)
-	r.ready(r.n1)
+	r.crash(addresses[0], cases[0])
 	r.eventually(eventBound, func() error { return r.said(r.n1, 0, note{"Node n1", cluster.ReasonBGPHeldBack, "2 times (panic: "}) })
-	r.put(service("new", 20, 0), lab.Ready(r.p2))
-	r.write()
-	r.eventually(eventBound, func() error { return r.serves(20, r.p2) })
+	r.follows(30)
 	if up := r.metric(r.n1, fmt.Sprintf("fairway_bgp_session_up{peer=%q}", gatewayIP)); up != 0 {
 		t.Error("BGP is not held back")
 	}
 	r.eventually(sessionBound, r.learned)
 	r.eventually(eventBound, func() error { return r.quiet(r.n1, cluster.ReasonBGPHeldBack) })
 	flows.stop()
+}
+
+// Fault 42, by other hands: the BGP process is killed, or does not answer. The agent kills it then, and begins another. When the agent
+// is killed, it ends.
+func TestFault42BGPKilled(t *testing.T) {
+	t.Parallel()
+	r := newBGPRig(t, graceful, "")
+	r.settle()
+	flows := r.flows()
+	first := r.speaker()
+	began := time.Now()
+	r.ok(unix.Kill(first, unix.SIGKILL))
+	r.eventually(eventBound, func() error { return r.crashed(1) })
+	r.follows(20)
+	r.eventually(sessionBound, r.learned)
+	r.measured("the BGP process was killed, until the session is back", time.Since(began), 5*time.Second)
+	r.settle()
+	flows.stop()
+
+	flows = r.flows()
+	second := r.speaker()
+	if second == first {
+		t.Errorf("the process is still %d", first)
+	}
+	began = time.Now()
+	r.ok(unix.Kill(second, unix.SIGSTOP))
+	r.follows(21)
+	r.eventually(2*sessionBound, func() error { return r.crashed(2) })
+	r.eventually(eventBound, func() error { return r.said(r.n1, 0, note{"Node n1", cluster.ReasonBGPHeldBack, "2 times (it did not answer ("}) })
+	r.eventually(2*sessionBound, r.learned)
+	t.Logf("the BGP process was stopped: the session is back after %.1f s", time.Since(began).Seconds())
+	flows.stop(inside...) // a node that is silent for the hold time is given up
+
+	third := r.speaker()
+	r.agents["n1"].Kill()
+	r.eventually(eventBound, func() error {
+		// A process that has ended has no command line, whether somebody has waited for it or not.
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", third)); err == nil && strings.Contains(string(line), "bgp-speaker") {
+			return fmt.Errorf("the BGP process %d has outlived its agent", third)
+		}
+		return nil
+	})
+}
+
+// speaker is the BGP process of n1's agent.
+func (r *bgpRig) speaker() (pid int) {
+	r.Helper()
+	agent := r.agents["n1"].PID()
+	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", agent))
+	r.ok(err)
+	for _, file := range children {
+		text, err := os.ReadFile(file)
+		r.ok(err)
+		for _, child := range strings.Fields(string(text)) {
+			if name, err := os.ReadFile("/proc/" + child + "/comm"); err == nil && string(name) == "fairway-bgp\n" {
+				_, err := fmt.Sscan(child, &pid)
+				r.ok(err)
+			}
+		}
+	}
+	if pid == 0 {
+		r.Fatal("there is no BGP process")
+	}
+	return pid
 }
 
 // clientHas gives the client c an address.

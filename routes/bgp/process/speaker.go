@@ -57,6 +57,8 @@ type Speaker struct {
 	// peers are those of the last Table, left tells that they were left.
 	peers []bgp.Peer
 	left  bool
+	// seen are what Sessions returned last.
+	seen []speaker.Session
 	// crashes counts the Ends; why and since are of the last one.
 	crashes uint64
 	why     string
@@ -241,12 +243,35 @@ func (s *Speaker) Identity() (asn uint32, routerID netip.Addr) {
 
 // Sessions returns the sessions with all peers, in the order of their addresses.
 func (s *Speaker) Sessions() []speaker.Session {
+	var list []speaker.Session
+	err := errGone
 	if c := s.running(); c != nil {
-		if list, err := call[struct{}, []speaker.Session](c, methodSessions, struct{}{}, s.options.Patience); err == nil {
-			return list
-		}
+		list, err = call[struct{}, []speaker.Session](c, methodSessions, struct{}{}, s.options.Patience)
 	}
-	return s.down()
+	if err != nil {
+		list = s.down()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = list
+	return list
+}
+
+// glance is how long Glance waits.
+const glance = time.Second
+
+// Glance is Sessions for somebody who can't wait: while the process does not answer, it returns what it answered last.
+func (s *Speaker) Glance() []speaker.Session {
+	answer := make(chan []speaker.Session, 1)
+	go func() { answer <- s.Sessions() }()
+	select {
+	case list := <-answer:
+		return list
+	case <-time.After(glance):
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen
 }
 
 // down are the sessions while there is no process. To whoever waits for what the peers tell, they are as new as after a start of the
