@@ -16,7 +16,7 @@ import (
 	"github.com/fairway-net/fairway/agent"
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/routes/bgp"
-	"github.com/fairway-net/fairway/routes/bgp/speaker"
+	"github.com/fairway-net/fairway/routes/bgp/process"
 )
 
 const (
@@ -29,9 +29,9 @@ const (
 var routerAddr = netip.MustParseAddr("10.0.255.1")
 
 // An announcer is the part of an agent that decides and announces, in a process of its own: Plans are made of Snapshots of the
-// cluster and told by a speaker. There are no rules in a kernel that would have to come first.
+// cluster and told by a speaker, which has a process of its own again. There are no rules in a kernel that would have to come first.
 type announcer struct {
-	speaker  *speaker.Speaker
+	speaker  *process.Speaker
 	config   agent.Config
 	snapshot *cluster.Snapshot // with the endpoints of all Services
 	plan     *agent.Plan
@@ -50,7 +50,7 @@ func runAnnouncer(services int, in io.Reader, out io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // as the agent does once everything is programmed
 	}
-	a := &announcer{speaker: speaker.New(func(netip.Addr, bool) {}, func() {}), config: c, snapshot: madeUp(services, 1)}
+	a := &announcer{speaker: process.New(process.Options{Changed: func(netip.Addr, bool) {}, Received: func() {}}), config: c, snapshot: madeUp(services, 1)}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		var n, plans int

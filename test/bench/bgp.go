@@ -20,15 +20,17 @@ import (
 // announcing is what announcing many addresses costs.
 type announcing struct {
 	announce, withdraw timing // until the router has it, deciding included
-	// before, after and peak are the resident memory of the process with nothing announced, with all, and at most; file is
-	// the part of it that is the program. In KiB.
-	before, after, peak, file int
+	// planner is the resident memory of the process that makes Plans, speaker that of the process with the sessions.
+	planner, speaker resident
 	// storm is how long after the last change the router had the last state, and the processor time from the first change on.
 	storm timing
 	// changes are those of one storm, plans how many Plans were told meanwhile, and updates how many prefixes the router was
 	// told of; the fewest of all rounds.
 	changes, plans, updates int
 }
+
+// resident is memory with nothing announced, with all, and at most; file is the part of it that is the program. In KiB.
+type resident struct{ before, after, peak, file int }
 
 // routerConfig is BIRD's. The router only learns, so that nothing but BGP is measured.
 const routerConfig = `log stderr { fatal, error };
@@ -179,19 +181,16 @@ func (s *session) measure(a *announcing, o options) error {
 	if err := s.command("some 0", func() error { return s.router.has(own) }, &timing{}); err != nil {
 		return err
 	}
-	u, err := s.watch.usage()
-	if err != nil {
+	if err := s.look(a, func(r *resident, u usage) { r.before, r.file = max(r.before, u.rss), u.file }); err != nil {
 		return err
 	}
-	a.before, a.file = max(a.before, u.rss), u.file
 	all := fmt.Sprintf("some %d", o.vips)
 	if err := s.command(all, func() error { return s.router.has(own + o.vips) }, &a.announce); err != nil {
 		return err
 	}
-	if u, err = s.watch.usage(); err != nil {
+	if err := s.look(a, func(r *resident, u usage) { r.after = max(r.after, u.rss) }); err != nil {
 		return err
 	}
-	a.after = max(a.after, u.rss)
 	if err := s.command("some 0", func() error { return s.router.has(own) }, &a.withdraw); err != nil {
 		return err
 	}
@@ -201,8 +200,18 @@ func (s *session) measure(a *announcing, o options) error {
 	if err := s.storm(a, o); err != nil {
 		return err
 	}
-	u, err = s.watch.usage()
-	a.peak = max(a.peak, u.peak)
+	return s.look(a, func(r *resident, u usage) { r.peak = max(r.peak, u.peak) })
+}
+
+// look passes on the memory of both processes.
+func (s *session) look(a *announcing, note func(*resident, usage)) error {
+	planner, err := s.watch.usage()
+	if err != nil {
+		return err
+	}
+	speaker, err := s.watch.companion()
+	note(&a.planner, planner)
+	note(&a.speaker, speaker)
 	return err
 }
 

@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -58,6 +59,13 @@ const (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == process.Command {
+		if err := process.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal ends the program at once, and leaves the rest to the next run
 	o, err := parseFlags(os.Args[1:])

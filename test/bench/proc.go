@@ -91,6 +91,25 @@ func (w *watch) usage() (u usage, err error) {
 	return usage{cpu: cpu, rss: status["VmRSS"], peak: status["VmHWM"], file: status["RssFile"], child: w.child}, err
 }
 
+// companion returns the memory of the children of this moment, together.
+func (w *watch) companion() (u usage, err error) {
+	pids, err := w.pids()
+	if err != nil {
+		return u, err
+	}
+	for _, pid := range pids {
+		if pid == w.pid {
+			continue
+		}
+		status, err := readStatus(pid)
+		if err != nil {
+			return u, err
+		}
+		u.rss, u.peak, u.file = u.rss+status["VmRSS"], u.peak+status["VmHWM"], u.file+status["RssFile"]
+	}
+	return u, nil
+}
+
 // readStatus returns the sizes in /proc/PID/status, in KiB.
 func readStatus(pid int) (map[string]int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -112,8 +112,13 @@ func (a *announcing) print(t *table, o options) {
 		{fmt.Sprintf("%d changes in %s: from the last until the router has the last state", a.changes, o.storm), a.storm.wall.String()},
 		{"its processor time, of one core", a.storm.cpu.share(o.storm)},
 		{"Plans made and told meanwhile", fmt.Sprint(a.plans)}, {"prefixes that the router was told of", fmt.Sprint(a.updates)},
-		{"resident memory, nothing announced", kibibytes(a.before)}, {"resident memory, all announced", kibibytes(a.after)},
-		{"most resident memory ever", kibibytes(a.peak)}, {"of that, the program's own code (mapped file)", kibibytes(a.file)}}...)
+		{"resident memory of the process that plans and of that which speaks, nothing announced", a.memory(func(r resident) int { return r.before })},
+		{"the same, all announced", a.memory(func(r resident) int { return r.after })}, {"most resident memory ever", a.memory(func(r resident) int { return r.peak })},
+		{"of each, the program's own code (mapped file), which they share", a.memory(func(r resident) int { return r.file })}}...)
+}
+
+func (a *announcing) memory(which func(resident) int) string {
+	return kibibytes(which(a.planner)) + ", " + kibibytes(which(a.speaker))
 }
 
 // rows are the lines of a table of contenders: what is told, what fairway should reach with 10,000 Services × 5 endpoints on legacy

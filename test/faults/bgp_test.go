@@ -422,20 +422,21 @@ func TestFault42BGPCrashes(t *testing.T) {
 	r.eventually(sessionBound, func() error { return r.clientHas(addresses[0]) })
 	cases := slices.DeleteFunc(hostile.Corpus(), func(c hostile.Case) bool { return !c.Fatal })
 	flows := r.flows()
+	r.settle()
 	for i, c := range cases {
-		r.settle()
 		r.crash(addresses[0], c)
 		began := time.Now()
 		r.follows(20 + i)
 		r.ok(r.forwards(true))
 		r.eventually(sessionBound, r.learned)
 		r.measured("BGP crashed ("+c.Name+"), until the session is back", time.Since(began), 5*time.Second)
+		r.settle()
 		if i < len(cases)-1 { // the next agent has not heard of it
 			r.ok(r.agents["n1"].Stop(startBound))
 			r.again()
+			r.settle()
 		}
 	}
-	r.settle()
 	r.crash(addresses[0], cases[0])
 	r.eventually(eventBound, func() error { return r.said(r.n1, 0, note{"Node n1", cluster.ReasonBGPHeldBack, "2 times (panic: "}) })
 	r.follows(30)
@@ -447,8 +448,7 @@ func TestFault42BGPCrashes(t *testing.T) {
 	flows.stop()
 }
 
-// Fault 42, by other hands: the BGP process is killed, or does not answer. The agent kills it then, and begins another. When the agent
-// is killed, it ends.
+// Fault 42, by other hands: the BGP process is killed, and another begins. When the agent is killed, it ends, too.
 func TestFault42BGPKilled(t *testing.T) {
 	t.Parallel()
 	r := newBGPRig(t, graceful, "")
@@ -461,32 +461,38 @@ func TestFault42BGPKilled(t *testing.T) {
 	r.follows(20)
 	r.eventually(sessionBound, r.learned)
 	r.measured("the BGP process was killed, until the session is back", time.Since(began), 5*time.Second)
-	r.settle()
 	flows.stop()
 
-	flows = r.flows()
 	second := r.speaker()
 	if second == first {
 		t.Errorf("the process is still %d", first)
 	}
-	began = time.Now()
-	r.ok(unix.Kill(second, unix.SIGSTOP))
-	r.follows(21)
-	r.eventually(2*sessionBound, func() error { return r.crashed(2) })
-	r.eventually(eventBound, func() error { return r.said(r.n1, 0, note{"Node n1", cluster.ReasonBGPHeldBack, "2 times (it did not answer ("}) })
-	r.eventually(2*sessionBound, r.learned)
-	t.Logf("the BGP process was stopped: the session is back after %.1f s", time.Since(began).Seconds())
-	flows.stop(inside...) // a node that is silent for the hold time is given up
-
-	third := r.speaker()
 	r.agents["n1"].Kill()
 	r.eventually(eventBound, func() error {
 		// A process that has ended has no command line, whether somebody has waited for it or not.
-		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", third)); err == nil && strings.Contains(string(line), "bgp-speaker") {
-			return fmt.Errorf("the BGP process %d has outlived its agent", third)
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", second)); err == nil && strings.Contains(string(line), "bgp-speaker") {
+			return fmt.Errorf("the BGP process %d has outlived its agent", second)
 		}
 		return nil
 	})
+}
+
+// Fault 42, without an end: the BGP process does not answer. The agent kills it then, and begins another; all else goes on meanwhile. A
+// router gives a silent node up after the hold time.
+func TestFault42BGPHangs(t *testing.T) {
+	t.Parallel()
+	r := newBGPRig(t, graceful, "")
+	flows := r.flows()
+	began := time.Now()
+	r.ok(unix.Kill(r.speaker(), unix.SIGSTOP))
+	r.follows(20)
+	r.eventually(2*sessionBound, func() error { return r.crashed(1) })
+	if out := r.agents["n1"].Output(); !strings.Contains(out, `why="it did not answer (`) {
+		t.Errorf("it is not told why it was killed:\n%s", out)
+	}
+	r.eventually(sessionBound, r.learned)
+	t.Logf("the BGP process was stopped: the session is back after %.1f s", time.Since(began).Seconds())
+	flows.stop(inside...)
 }
 
 // speaker is the BGP process of n1's agent.
