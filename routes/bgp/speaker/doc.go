@@ -1,4 +1,5 @@
-// Package speaker carries a [bgp.Table] to BGP neighbours, by a gobgp server in this process. It is the one place that knows
+// Package speaker carries a [bgp.Table] to BGP neighbours, by a gobgp server in this process, which is one of its own (package
+// process). It is the one place that knows
 // gobgp: its version 3 gets no more releases, and version 4 has other types.
 //
 // It refuses to be anything but an end of the network. Policies are set before there is a first peer, and reject by default:
@@ -20,8 +21,8 @@
 //   - UpdatePeer forgets which families the peer's OPEN said are kept over a restart of its own. Until the next session, what it
 //     announced goes with the session.
 //   - StopBgp is a Cease for everybody, upon which routes go at once. To be restarted, a process just ends.
-//   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). It is the agent that
-//     knows what to do after that. In Serve's goroutine, which is ours, two of its panics are recovered: that of ListPeer for a peer
+//   - What it can't parse may end the process: it panics in goroutines of its own (docs/bgp.md, test/hostile). Package process
+//     contains that. In Serve's goroutine, which is ours, two of its panics are recovered: that of ListPeer for a peer
 //     whose host name or software version is not UTF-8, and that for a second OPEN in a session that is up.
 //   - What comes in a session that began in the future, by the clock on the wall, it drops. Sessions are begun anew after somebody has set
 //     the clock back so far, where something is imported.

@@ -214,7 +214,7 @@ func TestUnreadablePeer(t *testing.T) {
 	sync()
 }
 
-// TestFatalPeers: what gobgp 3 does not survive. When one of these passes, the corpus and docs/bgp.md can forget it.
+// TestFatalPeers: what gobgp 3 does not survive, which is why it has a process of its own (package process). When one of these passes, the corpus and docs/bgp.md can forget it.
 func TestFatalPeers(t *testing.T) {
 	for _, c := range hostile.Corpus() {
 		if !c.Fatal {

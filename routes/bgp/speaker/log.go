@@ -9,7 +9,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// A logger writes what gobgp says to the agent's log, and remembers the last error of each peer, which gobgp tells nowhere else.
+// A logger writes what gobgp says to the log, and remembers the last error of each peer, which gobgp tells nowhere else.
 // Of the fields of a message only those are passed on that can hold no secret and no whole table.
 type logger struct {
 	mu   sync.Mutex             // guards last
