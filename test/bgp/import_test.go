@@ -214,9 +214,13 @@ router bgp 64501
 		r.restart(r.n1)
 		r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
 		time.Sleep(3 * time.Second) // that much time it has for doing wrong
+		r.ok(r.agents[r.n1].KillBGP())
+		r.eventually(sessionBound, func() error { return r.up(r.n1, 0) })
+		r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
+		time.Sleep(3 * time.Second)
 	}
 	if out := monitor.Output(); strings.Contains(out, "proto 103") {
-		t.Errorf("a restart of the agent changes routes:\n%s", out)
+		t.Errorf("a restart of the agent, or of its BGP process, changes routes:\n%s", out)
 	}
 	r.hasLearned(r.n1, both...)
 

@@ -10,7 +10,8 @@ import (
 	"github.com/fairway-net/fairway/test/lab"
 )
 
-// TestRestart: an agent is killed, or stopped, and started again. With graceful restart, whoever comes through the gateway
+// TestRestart: an agent is killed, or stopped, and started again; or its BGP process is, which the agent does itself, the second time after a
+// pause. With graceful restart, whoever comes through the gateway
 // notices nothing. Without, there is an outage; and a stopped agent says goodbye.
 func TestRestart(t *testing.T) {
 	for _, gw := range []struct {
@@ -27,11 +28,13 @@ func TestRestart(t *testing.T) {
 			name     string
 			stop     func(*lab.Agent) error
 			graceful bool
+			goesOn   bool
 		}{
-			{"killed", func(a *lab.Agent) error { a.Kill(); return nil }, true},
-			{"stopped", func(a *lab.Agent) error { return a.Stop(startBound) }, true},
-			{"killed without graceful restart", func(a *lab.Agent) error { a.Kill(); return nil }, false},
-			{"stopped without graceful restart", func(a *lab.Agent) error { return a.Stop(startBound) }, false},
+			{"killed", func(a *lab.Agent) error { a.Kill(); return nil }, true, false},
+			{"stopped", func(a *lab.Agent) error { return a.Stop(startBound) }, true, false},
+			{"killed without graceful restart", func(a *lab.Agent) error { a.Kill(); return nil }, false, false},
+			{"stopped without graceful restart", func(a *lab.Agent) error { return a.Stop(startBound) }, false, false},
+			{"without its BGP process", (*lab.Agent).KillBGP, true, true},
 		} {
 			t.Run(gw.name+" "+c.name, func(t *testing.T) {
 				r := newRig(t)
@@ -53,7 +56,9 @@ func TestRestart(t *testing.T) {
 				for range 2 {
 					r.ok(c.stop(r.agents[r.n1]))
 					time.Sleep(2 * time.Second)
-					r.restart(r.n1)
+					if !c.goesOn {
+						r.restart(r.n1)
+					}
 					r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
 					for _, a := range r.p1.Addrs {
 						r.eventually(sessionBound, func() error { return r.reaches(a, targetPort, "p1") })

@@ -496,24 +496,10 @@ func TestFault42BGPHangs(t *testing.T) {
 }
 
 // speaker is the BGP process of n1's agent.
-func (r *bgpRig) speaker() (pid int) {
+func (r *bgpRig) speaker() int {
 	r.Helper()
-	agent := r.agents["n1"].PID()
-	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", agent))
+	pid, err := r.agents["n1"].BGPProcess()
 	r.ok(err)
-	for _, file := range children {
-		text, err := os.ReadFile(file)
-		r.ok(err)
-		for _, child := range strings.Fields(string(text)) {
-			if name, err := os.ReadFile("/proc/" + child + "/comm"); err == nil && string(name) == "fairway-bgp\n" {
-				_, err := fmt.Sscan(child, &pid)
-				r.ok(err)
-			}
-		}
-	}
-	if pid == 0 {
-		r.Fatal("there is no BGP process")
-	}
 	return pid
 }
 

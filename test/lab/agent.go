@@ -1,17 +1,22 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -88,6 +93,35 @@ func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
 	defer n.lab.mu.Unlock()
 	n.lab.agents = append(n.lab.agents, a)
 	return a, nil
+}
+
+// BGPProcess returns the id of the process that has the agent's BGP sessions; an error when there is none.
+func (a *Agent) BGPProcess() (pid int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", a.PID()))
+	if err != nil {
+		return 0, err
+	}
+	for _, list := range lists {
+		children, err := os.ReadFile(list) // of a thread, which may have ended
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		for _, child := range strings.Fields(string(children)) {
+			if name, err := os.ReadFile("/proc/" + child + "/comm"); err == nil && string(name) == "fairway-bgp\n" {
+				return strconv.Atoi(child)
+			}
+		}
+	}
+	return 0, fmt.Errorf("the agent on %s has no BGP process", a.Node.Name)
+}
+
+// KillBGP ends that process with SIGKILL.
+func (a *Agent) KillBGP() error {
+	pid, err := a.BGPProcess()
+	if err != nil {
+		return err
+	}
+	return unix.Kill(pid, unix.SIGKILL)
 }
 
 // ControlSocket is the --control-socket of the node's agents.
