@@ -212,16 +212,16 @@ func (p *bgpPart) sync() (Report, error) {
 	if p.plan.BGP == nil {
 		return Report{}, p.speaker.Stop(goodbye) // the section bgp may have been taken away
 	}
-	node := nodeRef(p.plan.Snapshot, p.nodeName)
-	if held, wait := p.held(time.Now()); wait > 0 {
-		return Report{Notes: []cluster.Note{held.note(node)}, Retry: wait}, nil
-	}
 	if p.began.IsZero() {
 		p.began = time.Now()
 	}
+	node := nodeRef(p.plan.Snapshot, p.nodeName)
 	if p.stage == stageGone {
 		p.announced = nil
 		return Report{Notes: []cluster.Note{leftNote(node)}}, nil
+	}
+	if crashes, wait := p.held(time.Now()); wait > 0 {
+		return Report{Notes: []cluster.Note{crashes.note(node)}, Retry: wait}, nil
 	}
 	want, complete := p.ready(p.plan.BGP)
 	if wait := firstRules - time.Since(p.began); !complete && wait > 0 {

@@ -133,7 +133,7 @@ const (
 // depart is called when the agent is told to end. Where the node is shutting down, or is leaving its peers anyway, it takes leave of
 // them; else there will be another agent soon.
 func (p *bgpPart) depart() {
-	if len(p.speaker.Sessions()) == 0 {
+	if len(p.speaker.Glance()) == 0 {
 		return
 	}
 	for end := time.Now().Add(shutdownNews); !p.departs(); time.Sleep(shutdownCheck) {

@@ -72,6 +72,7 @@ func startChild(env []string, tell func(*news)) (*child, error) {
 	if err := c.cmd.Start(); err != nil {
 		return nil, errors.Join(err, connection.close())
 	}
+	klog.InfoS("The BGP process has begun", "pid", c.cmd.Process.Pid)
 	told := make(chan struct{})
 	go func() {
 		defer close(told)

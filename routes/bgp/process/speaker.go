@@ -350,13 +350,14 @@ func (s *Speaker) Stop(patience time.Duration) error {
 	return err
 }
 
-// Close takes leave of the peers as the agent ends: see speaker.Speaker. The process ends, and there is none after.
+// Close takes leave of the peers as the agent ends: see speaker.Speaker. The process ends, and there is none after. One that does not
+// answer is waited for no longer than for its end.
 func (s *Speaker) Close(patience time.Duration) error {
 	c := s.take(true)
 	if c == nil {
 		return nil
 	}
-	_, err := call[time.Duration, struct{}](c, methodClose, patience, patience+s.options.Patience)
+	_, err := call[time.Duration, struct{}](c, methodClose, patience, patience+endBound)
 	c.end()
 	return err
 }
