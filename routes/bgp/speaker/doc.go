@@ -1,6 +1,5 @@
-// Package speaker carries a [bgp.Table] to BGP neighbours, by a gobgp server in this process, which is one of its own (package
-// process). It is the one place that knows
-// gobgp: its version 3 gets no more releases, and version 4 has other types.
+// Package speaker carries a [bgp.Table] to BGP neighbours, by a gobgp server in this process, which is one of its own (package process). It is
+// the one place that knows gobgp: its version 3 gets no more releases, and version 4 has other types.
 //
 // It refuses to be anything but an end of the network. Policies are set before there is a first peer, and reject by default:
 // nothing that a neighbour sends is taken into the table of routes, and nothing but what the Table has is sent, so a node
