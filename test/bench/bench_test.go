@@ -13,11 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
 func TestMain(m *testing.M) {
-	if slices.Contains(os.Args, "-announcer") { // a process of the part bgp
+	if slices.Contains(os.Args, "-announcer") || slices.Contains(os.Args, process.Command) { // processes of the part bgp
 		main()
 		os.Exit(0)
 	}
