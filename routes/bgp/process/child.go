@@ -22,6 +22,10 @@ const (
 	endBound = 5 * time.Second
 )
 
+// marker is in the environment of every child. A child begins no other: a program that does not call Main when it should (a test, for
+// one) would do so for ever.
+const marker = "FAIRWAY_BGP_PROCESS"
+
 // errGone is the error of a call to a child that has ended.
 var errGone = errors.New("the BGP process has ended")
 
@@ -50,6 +54,9 @@ type reply struct {
 
 // startChild starts one, with words added to its environment. tell is called with its news, by one goroutine, until exited is closed.
 func startChild(env []string, tell func(*news)) (*child, error) {
+	if os.Getenv(marker) != "" {
+		return nil, errors.New("this is a BGP process itself")
+	}
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
@@ -65,7 +72,7 @@ func startChild(env []string, tell func(*news)) (*child, error) {
 	if v := verbosity(); v > 0 {
 		c.cmd.Args = append(c.cmd.Args, "--v="+strconv.Itoa(v))
 	}
-	c.cmd.Env = append(os.Environ(), env...)
+	c.cmd.Env = slices.Concat(os.Environ(), env, []string{marker + "=1"})
 	c.cmd.ExtraFiles = []*os.File{theirs}
 	c.cmd.Stdout, c.cmd.Stderr = c.output, c.output
 	c.cmd.WaitDelay = drainBound

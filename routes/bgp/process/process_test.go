@@ -393,6 +393,15 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+// TestNoGrandchild: a BGP process begins no other.
+func TestNoGrandchild(t *testing.T) {
+	t.Setenv(marker, "1")
+	s, _ := newSpeaker(t, 0)
+	if _, err := s.Sync(table(peerAt(netip.MustParseAddrPort("127.0.2.6:179")))); err == nil || s.running() != nil {
+		t.Errorf("there is one: %v", err)
+	}
+}
+
 // TestRelay: lines are passed on whole, and the first that tells of an end is kept.
 func TestRelay(t *testing.T) {
 	var out bytes.Buffer
