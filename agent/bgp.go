@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/routes"
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
@@ -28,7 +29,7 @@ const (
 )
 
 // announcements returns what the node should announce; nil without BGP.
-func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [2]Services) (*bgp.Table, []cluster.Note) {
+func announcements(s *cluster.Snapshot, c Config, pods *routes.Table, services [2]Services) (*bgp.Table, []cluster.Note) {
 	if c.BGP == nil {
 		return nil, nil
 	}
@@ -36,7 +37,7 @@ func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [
 	for _, family := range services {
 		vips = append(vips, servedAddresses(family.Table)...)
 	}
-	return bgp.Plan(s, *c.BGP, own, vips)
+	return bgp.Plan(s, *c.BGP, pods, vips)
 }
 
 // servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made

@@ -81,7 +81,7 @@ func (p *planner) annotatedPrepend() {
 
 // takes reports whether a peer's selector takes this node.
 func (p *planner) takes(peer PeerConfig) bool {
-	return !slices.ContainsFunc(peer.NodeSelector, func(l string) bool { return !p.node.HasLabel(l) })
+	return p.node.HasLabels(peer.NodeSelector)
 }
 
 // annotatedChoice is what kube-router's annotations on a Service say about a kind of its addresses.
