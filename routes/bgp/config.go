@@ -94,12 +94,12 @@ const DefaultMaxPrefixes = 20_000
 // it has, who reads it knows.
 func (p Peer) sameSession(o Peer) bool {
 	o.ConnectRetryTime, o.MaxPrefixes, o.PasswordFile = p.ConnectRetryTime, p.MaxPrefixes, p.PasswordFile
-	return p == o.of(p.Node, p.Pods)
+	return p == o.OfNode(p.Node, p.Pods)
 }
 
-// of returns the peer as another node with other podCIDRs, which is nothing that the session itself knows of.
-func (p Peer) of(node string, pods [2]netip.Prefix) Peer {
-	p.Node, p.Pods = node, pods
+// OfNode returns the peer with another node's name and podCIDRs, of which the session itself knows nothing.
+func (p Peer) OfNode(name string, pods [2]netip.Prefix) Peer {
+	p.Node, p.Pods = name, pods
 	return p
 }
 

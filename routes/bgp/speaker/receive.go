@@ -12,12 +12,15 @@ import (
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
-// Received returns the paths inside ranges that the peers announce, as they came: what gobgp keeps of each peer for itself
+// Received returns the paths inside ranges that the peers announce which are routers, as they came: what gobgp keeps of each peer for itself
 // (Adj-RIB-In), never its table of routes, which has nothing but what is announced here. A peer that restarts gracefully still
 // announces what it did, for as long as it asked for.
 func (s *Speaker) Received(ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
-	peers, asn := s.known()
+	peers, asn := s.peersKnown()
 	for _, p := range peers {
+		if p.Node != "" {
+			continue // what is imported is what routers have
+		}
 		for i, f := range cluster.Families {
 			lookups := longer(ranges, f)
 			if !p.Families[i] || lookups == nil {
@@ -43,8 +46,8 @@ func (s *Speaker) Received(ranges []bgp.ImportRange) (paths []bgp.Received, err 
 	return paths, nil
 }
 
-// known returns the peers that gobgp has, and this node's autonomous system.
-func (s *Speaker) known() (peers []bgp.Peer, asn uint32) {
+// peersKnown returns the peers that gobgp has, and this node's autonomous system.
+func (s *Speaker) peersKnown() (peers []bgp.Peer, asn uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.have.Peers), s.have.ASN

@@ -70,12 +70,14 @@ func (s *Speaker) peer(a netip.Addr) (p *api.Peer, ok bool) {
 	}
 }
 
-// eachPeer calls f for every peer that gobgp has, in the order of their addresses. One that there is no answer for is refused: the next Sync
+// eachPeer calls f for every peer that gobgp has and that is asked for, in the order of their addresses. One that there is no answer for is refused: the next Sync
 // ends its session, and begins another one later.
-func (s *Speaker) eachPeer(f func(netip.Addr, *record, *api.Peer)) {
+func (s *Speaker) eachPeer(asked func(*record) bool, f func(netip.Addr, *record, *api.Peer)) {
 	addresses := make([]netip.Addr, 0, len(s.records))
-	for a := range s.records {
-		addresses = append(addresses, a)
+	for a, r := range s.records {
+		if asked(r) {
+			addresses = append(addresses, a)
+		}
 	}
 	slices.SortFunc(addresses, netip.Addr.Compare)
 	for _, a := range addresses {

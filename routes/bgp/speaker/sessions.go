@@ -63,7 +63,7 @@ func (s *Speaker) Sessions() []Session {
 		return nil
 	}
 	known := map[netip.Addr]*api.Peer{}
-	s.eachPeer(func(a netip.Addr, _ *record, p *api.Peer) { known[a] = p })
+	s.eachPeer(func(*record) bool { return true }, func(a netip.Addr, _ *record, p *api.Peer) { known[a] = p })
 	var announced [2]int
 	for _, p := range s.have.Paths {
 		announced[familyIndex(p.Family())]++

@@ -30,6 +30,9 @@ type Speaker struct {
 	watching bool
 	// have is what gobgp has, with the identity that it was started with.
 	have bgp.Table
+	// began is when gobgp was started, reflection what its policies say.
+	began      time.Time
+	reflection reflection
 	// wanted are the peers that there should be, in the order of their addresses.
 	wanted []bgp.Peer
 	// records are of the peers that gobgp has, locked are the reasons why it does not have others, unread those why the passwords
@@ -46,6 +49,8 @@ type Speaker struct {
 // A record is what is remembered of a peer.
 type record struct {
 	password string
+	// restarts tells that the peer is asked to keep the node's routes over a restart.
+	restarts bool
 	// added is when the peer was, since when its session came up or was lost; the same before either.
 	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
@@ -107,6 +112,9 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 			c.Reset = append(c.Reset, p)
 		}
 	}
+	if err := s.reflect(reflectionOf(want, s.have.Peers)); err != nil {
+		return Result{}, err
+	}
 	if err := s.tell(c); err != nil {
 		return Result{}, err
 	}
@@ -153,28 +161,8 @@ func (s *Speaker) start(t *bgp.Table) error {
 	if err := s.server.WatchEvent(ctx, watch, s.event); err != nil {
 		return fmt.Errorf("watch BGP peers: %w", err)
 	}
-	s.started = true
+	s.started, s.began = true, time.Now()
 	s.have = bgp.Table{ASN: t.ASN, RouterID: t.RouterID, ListenPort: t.ListenPort}
-	return nil
-}
-
-// restrict lets nothing in and out but what is announced here. gobgp judges local paths by the import policy, too.
-func (s *Speaker) restrict(ctx context.Context) error {
-	own := &api.Policy{Name: "own", Statements: []*api.Statement{{
-		Name:       "own",
-		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
-		Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
-	}}}
-	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: own}); err != nil {
-		return fmt.Errorf("add the BGP policy: %w", err)
-	}
-	for _, direction := range []api.PolicyDirection{api.PolicyDirection_IMPORT, api.PolicyDirection_EXPORT} {
-		err := s.server.AddPolicyAssignment(ctx, &api.AddPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-			Name: "global", Direction: direction, Policies: []*api.Policy{{Name: own.Name}}, DefaultAction: api.RouteAction_REJECT}})
-		if err != nil {
-			return fmt.Errorf("assign the BGP policy: %w", err)
-		}
-	}
 	return nil
 }
 
@@ -207,8 +195,9 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		errs = append(errs, s.remove(a))
 	}
 	for _, p := range c.Update {
-		if s.records[p.Address] == nil {
-			continue // it begins anew, for another password
+		old := s.known(p.Address)
+		if s.records[p.Address] == nil || old != nil && old.OfNode(p.Node, p.Pods) == p {
+			continue // it begins anew, for another password; or what has changed is not gobgp's
 		}
 		_, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: apiPeer(p, passwords[p.Address])})
 		if err != nil {
@@ -216,12 +205,21 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		}
 	}
 	for _, p := range slices.Concat(c.Reset, c.Add) {
-		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() {
+		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() || p.Node == "" && p.ClusterID.IsValid() && s.gathering() {
 			continue // it could not be removed, or it is not its turn
 		}
 		errs = append(errs, s.add(p, passwords[p.Address]))
 	}
 	return errors.Join(errs...)
+}
+
+// known returns a peer as gobgp has it, or nil.
+func (s *Speaker) known(a netip.Addr) *bgp.Peer {
+	i := slices.IndexFunc(s.have.Peers, func(p bgp.Peer) bool { return p.Address == a })
+	if i < 0 {
+		return nil
+	}
+	return &s.have.Peers[i]
 }
 
 // add starts a session. gobgp only warns when the listening socket does not take the peer's password, and would then let
@@ -231,7 +229,7 @@ func (s *Speaker) add(p bgp.Peer, password string) error {
 	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
 		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
 	}
-	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
+	s.records[p.Address] = &record{password: password, restarts: p.RestartTime > 0, added: time.Now(), since: time.Now()}
 	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
 		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
 	}
@@ -242,11 +240,8 @@ func (s *Speaker) add(p bgp.Peer, password string) error {
 // 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
 // that they kept, for a moment.
 func (s *Speaker) restarting() (is bool) {
-	s.eachPeer(func(_ netip.Addr, r *record, p *api.Peer) {
-		if time.Since(r.added) < turn {
-			is = is || p.GracefulRestart.GetLocalRestarting()
-		}
-	})
+	recent := func(r *record) bool { return r.restarts && time.Since(r.added) < turn }
+	s.eachPeer(recent, func(_ netip.Addr, _ *record, p *api.Peer) { is = is || p.GracefulRestart.GetLocalRestarting() })
 	return is
 }
 
@@ -257,8 +252,9 @@ const Pardon = time.Minute
 func (s *Speaker) forgive() error {
 	var guilty []string
 	ctx := context.Background()
-	s.eachPeer(func(a netip.Addr, r *record, p *api.Peer) {
-		if p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
+	down := func(r *record) bool { return !r.up && time.Since(r.since) > Pardon }
+	s.eachPeer(down, func(a netip.Addr, _ *record, p *api.Peer) {
+		if p.State.AdminState == api.PeerState_PFX_CT {
 			guilty = append(guilty, a.String())
 		}
 	})
@@ -270,8 +266,16 @@ func (s *Speaker) forgive() error {
 	return nil
 }
 
-// remove ends the session with a peer by a Cease.
+// remove ends the session with a peer by a Cease. gobgp forgets the password at the listening socket only when a peer changes, and would
+// go on to want it from a peer at this address that has none.
 func (s *Speaker) remove(a netip.Addr) error {
+	if old, r := s.known(a), s.records[a]; old != nil && r != nil && r.password != "" && s.have.ListenPort != 0 {
+		closed := apiPeer(*old, "")
+		closed.Conf.AdminDown = true
+		if _, err := s.server.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: closed}); err != nil {
+			return fmt.Errorf("forget the password of BGP peer %s: %w", a, err)
+		}
+	}
 	if err := s.server.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: a.String()}); err != nil {
 		return fmt.Errorf("remove BGP peer %s: %w", a, err)
 	}
