@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -63,37 +64,41 @@ func (p *planner) mesh(t *Table, s *cluster.Snapshot, held []routes.Held, taken 
 	if reflectors == 0 && len(nodes) > fullMeshMost {
 		p.note(cluster.ReasonBGPMeshLarge, "Each of %d nodes has a BGP session with each; right would be two or three route reflectors (bgp.mesh.reflectorSelector) for more than %d.", len(nodes), fullMeshMost)
 	}
-	used := map[netip.Addr]string{}
+	const router, self = "", "this node"
+	used := make(map[netip.Addr]string, len(nodes)) // by which node, or a router
 	for _, peer := range taken {
-		used[peer.Address] = "the peer of bgp.peers with this address"
+		used[peer.Address] = router
 	}
 	for _, a := range own.addresses {
-		used[a] = "this node"
+		used[a] = self
 	}
-	pods := map[string][2]netip.Prefix{}
+	var pods map[string][2]netip.Prefix
 	if own.reflector {
 		t.Reflects, t.Reflected = true, p.reflected(s)
 		pods = podsByNode(held)
 	}
 	var apart, foreign []string
+	peers = make([]Peer, 0, len(nodes))
 	for i := range nodes {
 		other := &nodes[i]
 		if other.Name == p.node.Name || reflectors > 0 && !own.reflector && !other.reflector {
 			continue
 		}
 		peer, ok := p.meshPeer(own, other)
-		switch why := used[peer.Address]; {
+		switch who, is := used[peer.Address]; {
 		case other.asn != own.asn:
 			foreign = append(foreign, other.Name)
 			continue
 		case !ok:
 			apart = append(apart, other.Name)
 			continue
-		case why != "":
-			p.note(cluster.ReasonBGPMeshIncomplete, "There is no session with node %s: its address %s is also that of %s. Right would be addresses of their own.", other.Name, peer.Address, why)
+		case is:
+			whose := map[string]string{router: "a router in bgp.peers", self: self}[who]
+			p.note(cluster.ReasonBGPMeshIncomplete, "There is no session with node %s: its address %s is also that of %s. Right would be addresses of their own.",
+				other.Name, peer.Address, cmp.Or(whose, "node "+who))
 			continue
 		}
-		used[peer.Address] = "node " + other.Name
+		used[peer.Address] = other.Name
 		if own.reflector {
 			peer.Pods = pods[other.Name]
 		}

@@ -144,7 +144,7 @@ func TestMesh(t *testing.T) {
 		notes: []string{
 			"There is no session with node w3: its address 192.0.2.11 is also that of this node",
 			"There is no session with node w5: its address 192.0.2.14 is also that of node w4",
-			"There is no session with node w6: its address 192.0.2.1 is also that of the peer of bgp.peers with this address",
+			"There is no session with node w6: its address 192.0.2.1 is also that of a router in bgp.peers",
 			"There is no session with nodes w2, w7: they have no InternalIP",
 		},
 		want: nil,

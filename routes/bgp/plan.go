@@ -105,8 +105,16 @@ func (p *planner) peers(t *Table, s *cluster.Snapshot, held []routes.Held) (peer
 			}
 		}
 	}
-	slices.SortFunc(peers, func(a, b Peer) int { return a.Address.Compare(b.Address) })
-	return peers
+	order := make([]int32, len(peers)) // of thousands of nodes, moving the peers themselves would take several times as long
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(i, j int32) int { return peers[i].Address.Compare(peers[j].Address) })
+	sorted := make([]Peer, len(peers))
+	for i, n := range order {
+		sorted[i] = peers[n]
+	}
+	return sorted
 }
 
 // attributes returns those with which a kind is announced, or nil when it is not.
