@@ -86,8 +86,9 @@ func run(ctx context.Context, o Options) error {
 	// The UID is not known yet. Kubelets put the name there, and kubectl describe looks for both.
 	self := cluster.Ref{Kind: "Node", Name: o.Config.NodeName, UID: o.Config.NodeName}
 	var l *loop
-	announcer := newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
-		announceSession(w.reporter.Event, self, peer, up)
+	var announcer *bgpPart
+	announcer = newBGPPart(o.Config.NodeName, parts, func(peer netip.Addr, up bool) {
+		announcer.announceSession(w.reporter.Event, self, peer, up)
 		l.kick(bgpName)
 	}, func() { l.kick(learnedName) })
 	announcer.holdBack(o.Config.StateDir)

@@ -112,17 +112,17 @@ func (p *planner) mesh(t *Table, s *cluster.Snapshot, held []routes.Held, taken 
 // noteMissing tells, in one Note however many they are, of nodes that there is no session with.
 func (p *planner) noteMissing(names []string, why string) {
 	if len(names) > 0 {
-		p.note(cluster.ReasonBGPMeshIncomplete, "There is no session with %s: %s.", few("node", names), why)
+		p.note(cluster.ReasonBGPMeshIncomplete, "There is no session with %s: %s.", FewNodes(names), why)
 	}
 }
 
-// few names the first of several.
-func few(what string, names []string) string {
+// FewNodes names the first of several nodes, for people.
+func FewNodes(names []string) string {
 	const most = 3
 	if len(names) == 1 {
-		return what + " " + names[0]
+		return "node " + names[0]
 	}
-	text := what + "s " + strings.Join(names[:min(most, len(names))], ", ")
+	text := "nodes " + strings.Join(names[:min(most, len(names))], ", ")
 	if len(names) > most {
 		text += fmt.Sprintf(" and %d more", len(names)-most)
 	}

@@ -49,8 +49,9 @@ type Speaker struct {
 // A record is what is remembered of a peer.
 type record struct {
 	password string
-	// restarts tells that the peer is asked to keep the node's routes over a restart.
-	restarts bool
+	// turn is how long others wait for the peer to learn that this node comes from a restart; 0 for one that is not asked to keep its
+	// routes.
+	turn time.Duration
 	// added is when the peer was, since when its session came up or was lost; the same before either.
 	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
@@ -77,9 +78,11 @@ type Result struct {
 }
 
 const (
-	// turn is how long a new peer is waited for before the next is started, turnCheck how often that is looked at.
-	turn      = 5 * time.Second
-	turnCheck = 200 * time.Millisecond
+	// turn is how long a new peer is waited for before the next is started, turnOfNode how long one that is a node: for 5 seconds after it
+	// has lost a session, its gobgp takes no connection. turnCheck is how often that is looked at.
+	turn       = 5 * time.Second
+	turnOfNode = 12 * time.Second
+	turnCheck  = 200 * time.Millisecond
 )
 
 // Sync has the neighbours told what a Table has. The identity (ASN, RouterID, ListenPort) is settled by the first Table that
@@ -229,18 +232,28 @@ func (s *Speaker) add(p bgp.Peer, password string) error {
 	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
 		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
 	}
-	s.records[p.Address] = &record{password: password, restarts: p.RestartTime > 0, added: time.Now(), since: time.Now()}
+	s.records[p.Address] = &record{password: password, turn: turnFor(p), added: time.Now(), since: time.Now()}
 	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
 		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
 	}
 	return nil
 }
 
+func turnFor(p bgp.Peer) time.Duration {
+	switch {
+	case p.RestartTime == 0:
+		return 0
+	case p.Node != "":
+		return turnOfNode
+	}
+	return turn
+}
+
 // restarting tells whether a peer is about to learn that this node comes from a restart. The others wait for that: when gobgp
 // 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
 // that they kept, for a moment.
 func (s *Speaker) restarting() (is bool) {
-	recent := func(r *record) bool { return r.restarts && time.Since(r.added) < turn }
+	recent := func(r *record) bool { return time.Since(r.added) < r.turn }
 	s.eachPeer(recent, func(_ netip.Addr, _ *record, p *api.Peer) { is = is || p.GracefulRestart.GetLocalRestarting() })
 	return is
 }
