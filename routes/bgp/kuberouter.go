@@ -14,6 +14,9 @@ func (p *planner) annotated() {
 		return
 	}
 	p.notes = append(p.notes, node.Notes...)
+	if p.config.Mesh == nil && (node.ReflectorClusterID.IsValid() || node.ReflectorClient) {
+		p.note(cluster.ReasonNotSupported, "The annotations kube-router.io/rr.server and rr.client do not count: nodes have no BGP sessions with each other; right would be bgp.mesh in the agent's configuration.")
+	}
 	if node.ASN != 0 {
 		p.config.ASN = node.ASN
 	}

@@ -143,7 +143,9 @@ func TestFullMesh(t *testing.T) {
 	r.eventually(sessionBound, func() error {
 		return errors.Join(r.meshDown(nodes[2], 2), r.meshDown(nodes[0], 1), r.meshDown(nodes[1], 1))
 	})
-	r.eventually(sessionBound, func() error { return r.noted(nodes[0], cluster.ReasonBGPSessionDown, "The session with node n3 (bgp.mesh)") })
+	r.eventually(sessionBound, func() error {
+		return r.noted(nodes[0], cluster.ReasonBGPSessionDown, "The session with node n3 (bgp.mesh)")
+	})
 	r.edit(nodes[2], mesh(password, ""))
 	r.eventually(2*sessionBound, func() error { return r.meshUp(nodes[2], 2) })
 	if got, want := strings.Count(r.agents[nodes[0]].Output(), `"A BGP session is up" peer="192.0.2.12"`), 1; got != want {
@@ -172,7 +174,8 @@ func (r *rig) meshDown(n *lab.Node, sessions int) error {
 	return nil
 }
 
-// reflected is a gateway's configuration for iBGP with the reflectors n1 and n2 alone; its argument is the identifier.
+// birdOfReflectors is a gateway's configuration for iBGP with the reflectors n1 and n2 alone; its arguments are the identifier, and what it
+// announces.
 const birdOfReflectors = `
 log stderr all;
 router id %s;
@@ -263,12 +266,16 @@ func TestReflectors(t *testing.T) {
 	}
 	r.eventually(sessionBound, func() error { return r.reaches(localIP, webPort, "p3") })
 	// Each prefix has one path of each reflector, and nothing goes in circles.
-	out, err := bird.routes()
-	r.ok(err)
-	if n := strings.Count(out, "BGP.originator_id: 192.0.2.13"); n != 6 {
-		t.Errorf("the gateway has %d paths of n3, expected two of each reflector, and one to the Service:\n%s", n, out)
-	}
-	r.eventually(sessionBound, func() error { return r.receives(nodes[3], "10.244.3.0/24 192.0.2.13", localIP.String()+"/32 192.0.2.13") })
+	r.eventually(sessionBound, func() error {
+		out, err := bird.routes()
+		if n := strings.Count(out, "BGP.originator_id: 192.0.2.13"); err == nil && n != 6 {
+			return fmt.Errorf("the gateway has %d paths of n3, expected of each reflector one in each family, and one to the Service:\n%s", n, out)
+		}
+		return err
+	})
+	r.eventually(sessionBound, func() error {
+		return r.receives(nodes[3], "10.244.3.0/24 192.0.2.13", localIP.String()+"/32 192.0.2.13")
+	})
 	if out, _, code := r.ask(nodes[3]); code != 0 || strings.Count(out, " yes ") != 2 || !strings.Contains(out, "NODE") {
 		t.Errorf("a client's fairway bgp: exit code %d\n%s", code, out)
 	}
@@ -319,19 +326,42 @@ func TestReflectors(t *testing.T) {
 	r.restart(nodes[0])
 	r.eventually(sessionBound, func() error { return errors.Join(r.meshUp(nodes[0], 3), r.up(nodes[0], 2)) })
 
-	for _, n := range nodes[:1] { // they share a file
-		r.edit(n, reflecting("gracefulRestart: {enabled: false}"))
-	}
-	r.eventually(sessionBound, func() error {
-		if out, _, _ := r.ask(nodes[2]); strings.Count(out, "not asked") != 2 {
-			return fmt.Errorf("a client still asks for graceful restart:\n%s", out)
+	// Edits, of the file that all nodes share.
+	rows := documentedResets(t)
+	for _, e := range []struct {
+		row, mesh string
+		sessions  []int
+		applied   func() error
+	}{
+		{"mesh.clusterID", "clusterID: 10.0.0.1", []int{3, 3, 2, 2}, func() error { return bird.learned("cluster_list: 10.0.0.1", "!cluster_list: 192.0.2.11") }},
+		{"mesh.gracefulRestart", "gracefulRestart: {enabled: false}", []int{3, 3, 2, 2}, func() error {
+			if out, _, _ := r.ask(nodes[2]); strings.Count(out, "not asked") != 2 {
+				return fmt.Errorf("a client still asks for graceful restart:\n%s", out)
+			}
+			return nil
+		}},
+		{"mesh.nodeSelector, mesh.reflectorSelector", "gracefulRestart: {enabled: false}, nodeSelector: {kubernetes.io/hostname: n3}", []int{2, 2, 2, 0}, func() error { return bird.learned("!10.244.4.0/24") }},
+		{"mesh.nodeSelector, mesh.reflectorSelector", "gracefulRestart: {enabled: false}", []int{3, 3, 2, 2}, routes},
+	} {
+		if rows[e.row] != resetsThese || !slices.Contains(meshRows, e.row) {
+			t.Errorf("docs/bgp.md does not say what an edit of %s resets: %q", e.row, rows[e.row])
 		}
-		return nil
-	})
-	r.eventually(sessionBound, routes)
-	for i, n := range nodes {
-		r.eventually(sessionBound, func() error { return r.meshUp(n, []int{3, 3, 2, 2}[i]) })
+		came := strings.Count(r.agents[nodes[2]].Output(), `"A BGP session is up"`)
+		r.edit(nodes[0], reflecting(e.mesh))
+		r.eventually(sessionBound, e.applied)
+		for i, n := range nodes {
+			r.eventually(sessionBound, func() error { return r.meshUp(n, e.sessions[i]) })
+		}
+		// Both of n3's sessions begin anew, but for what is about n4 alone.
+		want := came
+		if !strings.Contains(e.row, "Selector") {
+			want += 2
+		}
+		if now := strings.Count(r.agents[nodes[2]].Output(), `"A BGP session is up"`); now != want {
+			t.Errorf("%s: %d sessions of n3 came up, expected %d", e.mesh, now-came, want-came)
+		}
 	}
+	r.eventually(sessionBound, routes)
 	lossless("a client's agent is restarted, without graceful restart", true, func() {
 		r.agents[nodes[2]].Kill()
 		time.Sleep(2 * time.Second)
@@ -368,7 +398,7 @@ protocol static { ipv4;
   route 0.0.0.0/0 via 192.0.2.14; route 10.244.3.0/24 via 192.0.2.14; route 10.244.3.128/25 via 192.0.2.14; route 10.244.4.0/25 via 192.0.2.14; route 203.0.113.0/25 via 192.0.2.14;
   route 192.0.2.1/32 via 192.0.2.14; route 198.51.100.0/24 via 192.0.2.14;
 }
-template bgp reflectors { local 192.0.2.14 as 64512; direct; error wait time 1, 2; connect delay time 1; ipv4 { import all; export where source = RTS_STATIC; next hop self; }; }
+template bgp reflectors { local 192.0.2.14 as 64512; direct; error wait time 1, 2; connect delay time 1; ipv4 { import all; export where source = RTS_STATIC; next hop self; }; ipv6 { import all; export none; }; }
 protocol bgp node1 from reflectors { neighbor 192.0.2.11 as 64512; }
 protocol bgp node2 from reflectors { neighbor 192.0.2.12 as 64512; }
 `)
@@ -379,7 +409,9 @@ protocol bgp node2 from reflectors { neighbor 192.0.2.12 as 64512; }
 	})
 	// And pass on what is right.
 	r.eventually(sessionBound, func() error { return inside.learned("10.244.3.0/24", "192.0.2.13", "203.0.113.8/32") })
-	r.eventually(sessionBound, func() error { return r.receives(nodes[2], "10.244.4.0/24 192.0.2.14", "203.0.113.8/32 192.0.2.14", "10.244.1.0/24 192.0.2.11") })
+	r.eventually(sessionBound, func() error {
+		return r.receives(nodes[2], "10.244.4.0/24 192.0.2.14", "203.0.113.8/32 192.0.2.14", "10.244.1.0/24 192.0.2.11")
+	})
 	r.eventually(sessionBound, func() error { return outside.learned("10.244.1.0/24") })
 	time.Sleep(2 * time.Second) // that much time they have for doing wrong
 	wrong := []string{"!0.0.0.0/0 ", "!203.0.113.0/2", "!203.0.113.99/32", "!10.244.3.128/25", "!10.244.4.0/25", "!192.0.2.1/32", "!198.51.100.0/24", "!100.64.2.0/24", "!10.244.3.0/24 192.0.2.14"}
@@ -395,5 +427,5 @@ protocol bgp node2 from reflectors { neighbor 192.0.2.12 as 64512; }
 	if strings.Count(out, "BGP.next_hop: 192.0.2.14") != 4 {
 		t.Errorf("the iBGP gateway has other than two paths to each of n4's prefixes:\n%s", out)
 	}
-	r.ok(outside.learned("!10.244.3.0/24", "!10.244.4.0/24", "!203.0.113.", "100.64.2.0/24"))
+	r.ok(outside.learned("!10.244.3.0/24", "!10.244.4.0/24", "!203.0.113.8", "!203.0.113.0", "!203.0.113.99", "100.64.2.0/24"))
 }
