@@ -353,6 +353,8 @@ func (a BGPAnnouncement) check(path string, c *bgp.Config, refuse refuse) (out b
 	out.Attributes.Prepend = uint8(number(path+".asPathPrepend", &a.ASPathPrepend, 0, 0, mostPrepend, refuse))
 	if i := slices.IndexFunc(c.Peers, func(p bgp.PeerConfig) bool { return p.ASN == c.ASN }); i >= 0 && a.ASPathPrepend > 0 {
 		refuse(path+".asPathPrepend", "can't be told to the iBGP peer bgp.peers[%d], which refuses a path with its own ASN; expected localPref, or peers of other ASNs alone", i)
+	} else if c.Mesh != nil && a.ASPathPrepend > 0 {
+		refuse(path+".asPathPrepend", "can't be told to other nodes (bgp.mesh), which refuse a path with their own ASN; expected localPref, or no mesh")
 	}
 	return out
 }

@@ -65,7 +65,7 @@ func (p *planner) annotatedAttributes(a Attributes) Attributes {
 
 // annotatedRepeat is how many times the Node has the path prepended. An iBGP peer would refuse it.
 func (p *planner) annotatedRepeat() uint8 {
-	if slices.ContainsFunc(p.config.Peers, func(peer PeerConfig) bool { return p.takes(peer) && peer.ASN == p.config.ASN }) {
+	if p.config.Mesh != nil || slices.ContainsFunc(p.config.Peers, func(peer PeerConfig) bool { return p.takes(peer) && peer.ASN == p.config.ASN }) {
 		return 0
 	}
 	return p.node.KubeRouter.Prepend
@@ -76,7 +76,7 @@ func (p *planner) annotatedPrepend() {
 	switch node := p.node.KubeRouter; {
 	case node.Prepend == 0:
 	case p.annotatedRepeat() == 0:
-		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as does not count: a peer of this node has its own ASN %d, and would refuse the path. Right would be peers of other ASNs alone.", p.config.ASN)
+		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as does not count: a peer of this node has its own ASN %d, and would refuse the path. Right would be peers of other ASNs alone, and no bgp.mesh.", p.config.ASN)
 	case node.PrependASN != p.config.ASN:
 		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as has %d, and the path is prepended with the node's own ASN %d as many times: routers refuse a path that does not begin with that. Right would be %[2]d.", node.PrependASN, p.config.ASN)
 	}

@@ -105,9 +105,9 @@ func TestFullMesh(t *testing.T) {
 		{"mesh.connectRetryTime", mesh(password, ", connectRetryTime: 2s"), shows(nodes[2], "retry 2s")},
 		{"mesh.maxPrefixes", mesh(password, ", maxPrefixes: 500"), shows(nodes[2], "max-prefixes 500")},
 		{"mesh.passwordFile", mesh(same, ""), shows(nodes[2], "retry 5s #")},
-		{"mesh.holdTime", mesh(password, ", holdTime: 12s"), shows(nodes[2], "hold 12s")},
-		{"mesh.keepaliveTime", mesh(password, ", holdTime: 12s, keepaliveTime: 2s"), shows(nodes[2], "keepalive 2s")},
-		{"mesh, given or taken away", "bgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500}]}\n", func() error {
+		{"mesh.holdTime", mesh(password, ", holdTime: 12s"), shows(nodes[2], "hold 12s keepalive 4s")},
+		{"mesh.keepaliveTime", mesh(password, ", holdTime: 12s, keepaliveTime: 2s"), shows(nodes[2], "hold 12s keepalive 2s")},
+		{"mesh, given or taken away", "syncPeriod: 2s\nbgp: {asn: 64512, peers: [{address: 192.0.2.1, asn: 64500}]}\n", func() error {
 			if !strings.Contains(r.agents[nodes[2]].Output(), "changed in bgp.listenPort, which count when the agent is restarted") {
 				return errors.New("the agent does not say that it waits for a restart")
 			}
@@ -333,7 +333,9 @@ func TestReflectors(t *testing.T) {
 		sessions  []int
 		applied   func() error
 	}{
-		{"mesh.clusterID", "clusterID: 10.0.0.1", []int{3, 3, 2, 2}, func() error { return bird.learned("cluster_list: 10.0.0.1", "!cluster_list: 192.0.2.11") }},
+		{"mesh.clusterID", "clusterID: 10.0.0.1", []int{3, 3, 2, 2}, func() error {
+			return bird.learned("cluster_list: 10.0.0.1", "!cluster_list: 192.0.2.11")
+		}},
 		{"mesh.gracefulRestart", "gracefulRestart: {enabled: false}", []int{3, 3, 2, 2}, func() error {
 			if out, _, _ := r.ask(nodes[2]); strings.Count(out, "not asked") != 2 {
 				return fmt.Errorf("a client still asks for graceful restart:\n%s", out)
