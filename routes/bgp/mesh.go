@@ -104,8 +104,8 @@ func (p *planner) mesh(t *Table, s *cluster.Snapshot, held []routes.Held, taken 
 		}
 		peers = append(peers, peer)
 	}
-	p.noteMissing(apart, "they have no InternalIP of a family that this node has one of")
-	p.noteMissing(foreign, "they have another autonomous system (annotation kube-router.io/node.asn)")
+	p.noteMissing(apart, "no InternalIP there is of a family that this node has one of")
+	p.noteMissing(foreign, "another autonomous system is there (annotation kube-router.io/node.asn)")
 	return peers
 }
 

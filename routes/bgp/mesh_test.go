@@ -145,7 +145,7 @@ func TestMesh(t *testing.T) {
 			"There is no session with node w3: its address 192.0.2.11 is also that of this node",
 			"There is no session with node w5: its address 192.0.2.14 is also that of node w4",
 			"There is no session with node w6: its address 192.0.2.1 is also that of a router in bgp.peers",
-			"There is no session with nodes w2, w7: they have no InternalIP",
+			"There is no session with nodes w2, w7: no InternalIP there",
 		},
 		want: nil,
 	}, {
@@ -157,7 +157,7 @@ func TestMesh(t *testing.T) {
 		},
 		want:  []string{"w1-w2", "w1-w3"},
 		w1:    []string{"client of cluster 10.0.0.7 # node w2"},
-		notes: []string{"There is no session with node w4: they have another autonomous system"},
+		notes: []string{"There is no session with node w4: another autonomous system"},
 	}} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.name == "kube-router's annotations" {

@@ -100,7 +100,7 @@ func TestFullMesh(t *testing.T) {
 	before := ups()
 	for _, e := range []struct {
 		rows, configuration string
-		applied            func() error
+		applied             func() error
 	}{
 		{"mesh.connectRetryTime", mesh(password, ", connectRetryTime: 2s"), shows(nodes[2], "retry 2s")},
 		{"mesh.maxPrefixes", mesh(password, ", maxPrefixes: 500"), shows(nodes[2], "max-prefixes 500")},
@@ -146,6 +146,18 @@ func TestFullMesh(t *testing.T) {
 	r.eventually(2*sessionBound, func() error { return r.meshUp(nodes[2], 2) })
 	if got, want := strings.Count(r.agents[nodes[0]].Output(), `"A BGP session is up" peer="192.0.2.12"`), 1; got != want {
 		t.Errorf("the session between n1 and n2 came up %d times, expected %d", got, want)
+	}
+	// Without a password, after there was one, also at the sockets that had it.
+	for _, n := range nodes {
+		r.edit(n, "syncPeriod: 2s\nbgp: {asn: 64512, mesh: {}}\n")
+	}
+	for _, n := range nodes {
+		r.eventually(sessionBound, func() error {
+			if out, _, _ := r.ask(n, "-o", "json"); strings.Contains(out, "password") {
+				return fmt.Errorf("%s has a password:\n%s", n.Name, out)
+			}
+			return r.meshUp(n, 2)
+		})
 	}
 	for _, n := range nodes {
 		if out := r.agents[n].Output(); strings.Contains(out, "secret\n") {
@@ -220,7 +232,7 @@ router bgp 64512
 
 // reflecting is a configuration with the reflectors that have a label. Its argument is the rest of the section mesh.
 func reflecting(mesh string) string {
-	return "clusterCIDRs: [10.244.0.0/16, \"fd00:10:244::/48\"]\nserviceCIDRs: [10.96.0.0/16, \"fd00:10:96::/112\"]\nloadBalancerIPs: {ranges: [203.0.113.0/24]}\nbgp:\n  asn: 64512\n" +
+	return "clusterCIDRs: [10.244.0.0/16, \"fd00:10:244::/48\"]\nserviceCIDRs: [10.96.0.0/16, \"fd00:10:96::/112\"]\nloadBalancerIPs: {ranges: [203.0.113.0/24]}\nbgp:\n  asn: 64512\n  leave: {noticeTime: 2s, quietTime: 1s}\n" +
 		"  mesh: {reflectorSelector: {fairway.dev/reflector: \"true\"}" + before(", ", mesh) + "}\n" +
 		"  announce: [{addresses: [PodCIDRs, LoadBalancerIPs]}]\n" +
 		"  peers:\n" +
@@ -321,6 +333,13 @@ func TestReflectors(t *testing.T) {
 			r.ok(routes())
 		}
 	}
+	// A drain's notice gets through.
+	r.changeNode(2, annotated)
+	r.eventually(sessionBound, func() error { return bird.learned(localIP.String(), "(65535,0)", "BGP.local_pref: 0") })
+	r.eventually(sessionBound, func() error { return bird.learned("!"+localIP.String(), "10.244.3.0/24") })
+	r.changeNode(2, nil)
+	r.eventually(sessionBound, routes)
+
 	lossless("a client's agent is restarted", false, restart(nodes[2], 2))
 	lossless("a reflector's agent is restarted", false, func() {
 		restart(nodes[0], 3)()
@@ -338,8 +357,8 @@ func TestReflectors(t *testing.T) {
 	rows := documentedResets(t)
 	for _, e := range []struct {
 		rows, mesh string
-		sessions  []int
-		applied   func() error
+		sessions   []int
+		applied    func() error
 	}{
 		{"mesh.clusterID; mesh.gracefulRestart", "clusterID: 10.0.0.1, gracefulRestart: {enabled: false}", []int{3, 3, 2, 2}, func() error {
 			if err := bird.learned("cluster_list: 10.0.0.1", "!cluster_list: 192.0.2.11"); err != nil {

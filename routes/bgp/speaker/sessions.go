@@ -30,7 +30,8 @@ type Session struct {
 	GracefulRestart bool
 	// PeerRestart is what the peer's OPEN says about that; nil when it says nothing.
 	PeerRestart *PeerRestart
-	// Announced and Received count prefixes by family. What a route reflector passes on is among them, for a client less what is its own.
+	// Announced and Received count prefixes by family. What a route reflector passes on is among them; for a node, that is
+	// reckoned from what it announces.
 	Announced, Received [2]int
 	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so, and it
 	// is heard only where there is something to import.
@@ -137,7 +138,10 @@ func (s *Session) addPassedOn(p *api.Peer, own, all [2]int) {
 	for _, f := range p.AfiSafis {
 		for i, family := range apiFamilies {
 			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
-				s.Announced[i] = max(own[i], all[i]-int(f.State.Accepted))
+				s.Announced[i] = all[i]
+				if s.Peer.Node != "" { // less what it has announced itself
+					s.Announced[i] = max(own[i], all[i]-int(f.State.Received))
+				}
 			}
 		}
 	}
