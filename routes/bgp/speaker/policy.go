@@ -36,13 +36,7 @@ func reflectionOf(want *bgp.Table, have []bgp.Peer) (r reflection) {
 		return r
 	}
 	r.on, r.services = true, want.Reflected
-	peers := slices.Clone(want.Peers)
-	for _, p := range have {
-		if !slices.ContainsFunc(want.Peers, func(o bgp.Peer) bool { return o.Address == p.Address }) {
-			peers = append(peers, p.OfNode(p.Node, [2]netip.Prefix{}))
-		}
-	}
-	for _, p := range peers {
+	add := func(p *bgp.Peer) {
 		if p.Node == "" {
 			r.routers = append(r.routers, p.Address)
 		}
@@ -53,6 +47,14 @@ func reflectionOf(want *bgp.Table, have []bgp.Peer) (r reflection) {
 			r.pods = append(r.pods, podsOf{p.Address, p.Pods})
 		}
 	}
+	bgp.WalkPeers(have, want.Peers, func(old, now *bgp.Peer) {
+		if now != nil {
+			add(now)
+			return
+		}
+		gone := old.OfNode(old.Node, [2]netip.Prefix{})
+		add(&gone)
+	})
 	return r
 }
 
