@@ -186,12 +186,13 @@ func read(t *testing.T, path string) string {
 // wallClock are the files that may ask what time it is by the clock on the wall, which jumps when somebody sets it, and why. A time that
 // Go has from time.Now has the monotonic clock, too, and is compared by that, unless one of these methods drops it.
 var wallClock = map[string]string{
-	"agent/bgpconfig.go":        "a length of time, cut to seconds",
-	"agent/kuberouter/flags.go": "a length of time, cut to seconds",
-	"agent/metrics.go":          "what a metric shows",
-	"agent/report/event.go":     "names of Events, which agents on several nodes must agree on",
-	"agent/report/report.go":    "the windows of these names; a clock that is set back begins a new one",
-	"agent/saved.go":            "what a metric shows",
+	"agent/bgpconfig.go":          "a length of time, cut to seconds",
+	"agent/kuberouter/flags.go":   "a length of time, cut to seconds",
+	"agent/metrics.go":            "what a metric shows",
+	"agent/report/event.go":       "names of Events, which agents on several nodes must agree on",
+	"agent/report/report.go":      "the windows of these names; a clock that is set back begins a new one",
+	"agent/saved.go":              "what a metric shows",
+	"routes/bgp/speaker/clock.go": "it looks for what gobgp times by that clock",
 }
 
 // TestWallClock: nothing is timed by the clock on the wall, so that an hour that is skipped or comes twice ends no session, pause or hold

@@ -23,7 +23,10 @@ func TestStages(t *testing.T) {
 	}
 	rulesets = append(rulesets, &iptables.Ruleset{Family: cluster.IPv4})
 	have := rulesets[len(rulesets)-1]
-	for range 15 {
+	for i := range 30 {
+		if i%3 == 2 { // somebody takes rules away, all of nat's or some chains'
+			have = flushed(have, i%2 == 0, func() bool { return r.IntN(1+i%4) == 0 })
+		}
 		want := rulesets[r.IntN(len(rulesets))]
 		before, after := reachable(have), reachable(want)
 		most := 1 + r.IntN(9)
@@ -43,6 +46,21 @@ func TestStages(t *testing.T) {
 		}
 		have = got
 	}
+}
+
+// flushed returns a Ruleset of which chains of nat that are chosen are empty, and the built-in ones if they shall be.
+func flushed(r *iptables.Ruleset, builtins bool, chosen func() bool) *iptables.Ruleset {
+	after := *r
+	if after.NAT.Chains = nil; builtins {
+		after.NAT.Jumps, after.NAT.Builtins = nil, nil
+	}
+	for _, c := range r.NAT.Chains {
+		if chosen() {
+			c = &iptables.Chain{Name: c.Name}
+		}
+		after.NAT.Chains = append(after.NAT.Chains, c)
+	}
+	return &after
 }
 
 // reachable returns the rules of nat that packets can meet, by chain.
@@ -67,6 +85,36 @@ func reachable(r *iptables.Ruleset) map[string]string {
 		follow(j.From, j.Rule)
 	}
 	return met
+}
+
+// TestStagesAfterFlush: the chains that a flush leaves, empty, are filled before anything leads to them.
+func TestStagesAfterFlush(t *testing.T) {
+	table, _ := proxy.Plan(synth.Even(10, 60, 3), cluster.IPv4, config, nil)
+	want := iptables.Render(table, options, nil)
+	have := flushed(want, true, func() bool { return true })
+	full := 0
+	got, err := textkernel.Apply(have, iptables.DiffInStages(have, want, 7), func(between *iptables.Ruleset) {
+		if len(between.NAT.Jumps) > 0 {
+			return
+		}
+		now := 0
+		for _, c := range between.NAT.Chains {
+			if c.Rules != "" {
+				now++
+			}
+		}
+		if now <= full || now > full+7 {
+			t.Errorf("a commit fills %d chains, expected 1 to 7", now-full)
+		}
+		full = now
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "at the end", got, want)
+	if all := len(want.NAT.Chains); full != all {
+		t.Errorf("%d of %d chains are filled before there is a jump to them", full, all)
+	}
 }
 
 // TestStagesBlame: a line of any stage leads to its Service.

@@ -38,6 +38,8 @@ type bgpRig struct {
 	o *lab.Client
 	// restart is the session's gracefulRestart; peers are further ones of the agent's configuration, and stateDir is its directory.
 	restart, peers, stateDir string
+	// announced are the networks that the router announces.
+	announced []string
 
 	dir  string
 	bird *lab.Process
@@ -49,7 +51,8 @@ const (
 	notGraceful = "{enabled: false}"
 )
 
-func newBGPRig(t *testing.T, restart, peers string) *bgpRig {
+// newBGPRig makes one; under is a command that runs n1's agent, if any.
+func newBGPRig(t *testing.T, restart, peers string, under ...string) *bgpRig {
 	t.Helper()
 	if _, err := exec.LookPath("bird"); err != nil {
 		if os.Getenv(lab.RequireEnv) == "require" {
@@ -66,7 +69,7 @@ func newBGPRig(t *testing.T, restart, peers string) *bgpRig {
 	r.startGateway()
 	file := filepath.Join(r.dir, "agent.yaml")
 	r.ok(os.WriteFile(file, []byte(r.configuration()), 0o600))
-	r.start(r.n1, lab.AgentOptions{Cluster: r.cluster, Backend: lab.NFT, Flags: []string{"--config=" + file}})
+	r.start(r.n1, lab.AgentOptions{Cluster: r.cluster, Backend: lab.NFT, Flags: []string{"--config=" + file}, Under: under})
 	for _, n := range []*lab.Node{r.n2, r.n3} {
 		r.start(n, lab.AgentOptions{Cluster: r.cluster, Backend: lab.NFT})
 	}
@@ -91,25 +94,7 @@ bgp:
 // startGateway starts BIRD. With graceful restart it waits for the nodes to tell again what it had in the kernel (-R).
 func (r *bgpRig) startGateway() {
 	r.Helper()
-	mode := "on"
-	if r.restart == notGraceful {
-		mode = "off"
-	}
-	config := filepath.Join(r.dir, "bird.conf")
-	r.ok(os.WriteFile(config, fmt.Appendf(nil, `
-log stderr all;
-router id %s;
-graceful restart wait 20;
-protocol device { }
-protocol kernel { ipv4 { export all; }; graceful restart; }
-protocol bgp n1 {
-  local as 64500;
-  neighbor 10.240.0.11 as 64512;
-  graceful restart %s;
-  connect delay time 1; connect retry time 2; error wait time 1, 2;
-  ipv4 { import all; export none; };
-}
-`, gatewayIP, mode), 0o644))
+	config := r.configureGateway()
 	args := []string{"-f", "-c", config, "-s", filepath.Join(r.dir, "bird.ctl"), "-P", filepath.Join(r.dir, "bird.pid")}
 	if r.restart != notGraceful {
 		args = append(args, "-R")
@@ -122,6 +107,45 @@ protocol bgp n1 {
 			r.Logf("bird (%s):\n%s", p.State(), p.Output())
 		}
 	})
+}
+
+// configureGateway writes BIRD's configuration, and returns the file.
+func (r *bgpRig) configureGateway() string {
+	r.Helper()
+	mode := "on"
+	if r.restart == notGraceful {
+		mode = "off"
+	}
+	var routes strings.Builder
+	for _, prefix := range r.announced {
+		fmt.Fprintf(&routes, " route %s blackhole;", prefix)
+	}
+	config := filepath.Join(r.dir, "bird.conf")
+	r.ok(os.WriteFile(config, fmt.Appendf(nil, `
+log stderr all;
+router id %s;
+graceful restart wait 20;
+protocol device { }
+protocol static { ipv4;%s }
+protocol kernel { ipv4 { export where source = RTS_BGP; }; graceful restart; }
+protocol bgp n1 {
+  local as 64500;
+  neighbor 10.240.0.11 as 64512;
+  graceful restart %s;
+  connect delay time 1; connect retry time 2; error wait time 1, 2;
+  ipv4 { import all; export where source = RTS_STATIC; };
+}
+`, gatewayIP, routes.String(), mode), 0o644))
+	return config
+}
+
+// announce has the router announce these networks and no others.
+func (r *bgpRig) announce(networks ...string) {
+	r.Helper()
+	r.announced = networks
+	r.configureGateway()
+	_, err := r.lab.Router().Run("birdc", "-s", filepath.Join(r.dir, "bird.ctl"), "configure")
+	r.ok(err)
 }
 
 // learned is nil when the session is up, and the gateway's kernel sends n1's pods and the Service to n1.
@@ -200,6 +224,34 @@ func bgpIn(target string) []string {
 	return []string{"INPUT -p tcp --sport 179 -s 10.240.0.11 " + target, "INPUT -p tcp --dport 179 -s 10.240.0.11 " + target}
 }
 
+// keepsRoutes fails the test if the gateway's kernel loses a route meanwhile, for however short.
+func (r *bgpRig) keepsRoutes(meanwhile func()) {
+	r.Helper()
+	m, err := r.lab.Router().Start(lab.Command{Path: "ip", Args: []string{"-4", "monitor", "route"}})
+	r.ok(err)
+	n := 0
+	mark := func() { // which the monitor tells, after all that came before; again, as it may not listen yet
+		from := n
+		r.eventually(eventBound, func() error {
+			n++
+			_, err := r.lab.Router().Run("ip", "route", "add", "blackhole", "192.0.2.0", "metric", fmt.Sprint(n))
+			for told := from + 1; told <= n; told++ {
+				if strings.Contains(m.Output(), fmt.Sprintf("192.0.2.0 metric %d ", told)) {
+					return err
+				}
+			}
+			return errors.Join(err, errors.New("ip monitor does not tell"))
+		})
+	}
+	mark()
+	meanwhile()
+	mark()
+	m.Kill()
+	if out := m.Output(); strings.Contains(out, "Deleted 10.") {
+		r.Errorf("the gateway lost routes for a moment:\n%s", out)
+	}
+}
+
 // Fault 39: the connection is reset, the hold time expires, the router's daemon is killed and comes back; and the agent is killed and
 // does not come back. With graceful restart the router keeps the routes for its time and no longer.
 func TestFault39SessionEnds(t *testing.T) {
@@ -221,8 +273,10 @@ func TestFault39SessionEnds(t *testing.T) {
 		flows.stop(names...)
 		flows = r.flows()
 	}
-	r.router(bgpIn("-j REJECT --reject-with tcp-reset"), func() { r.eventually(sessionBound, down) })
-	ended("connection reset", true)
+	r.keepsRoutes(func() {
+		r.router(bgpIn("-j REJECT --reject-with tcp-reset"), func() { r.eventually(sessionBound, down) })
+		ended("connection reset", true)
+	})
 	r.router(append(bgpIn("-j DROP"), "OUTPUT -p tcp --dport 179 -j DROP", "OUTPUT -p tcp --sport 179 -j DROP"), func() { r.eventually(sessionBound, down) })
 	ended("hold time expired", false) // a router that has heard nothing for so long believes in the node no more
 	r.bird.Kill()

@@ -55,6 +55,8 @@ type AgentOptions struct {
 	Env []string
 	// Binary is the agent to run; AgentBinary's when empty.
 	Binary string
+	// Under is a command that runs the agent, whose file and arguments are appended to it.
+	Under []string
 	// Log gets a copy of what the agent writes; nobody when nil.
 	Log io.Writer
 }
@@ -76,7 +78,8 @@ func (n *Node) StartAgent(o AgentOptions) (*Agent, error) {
 			return nil, err
 		}
 	}
-	p, err := n.Start(Command{Path: bin, Args: append([]string{"agent"}, n.flags(o)...), Env: o.Env, Log: o.Log})
+	argv := slices.Concat(o.Under, []string{bin, "agent"}, n.flags(o))
+	p, err := n.Start(Command{Path: argv[0], Args: argv[1:], Env: o.Env, Log: o.Log})
 	if err != nil {
 		return nil, err
 	}

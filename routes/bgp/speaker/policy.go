@@ -149,6 +149,9 @@ func (s *Speaker) reflect(want reflection) error {
 	if reflect.DeepEqual(s.reflection, want) {
 		return nil
 	}
+	if want.on {
+		s.clock.Do(func() { go s.watchClock() })
+	}
 	ctx := context.Background()
 	if err := s.server.SetPolicies(ctx, want.policies()); err != nil {
 		return fmt.Errorf("set the BGP policies of a route reflector: %w", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
 
@@ -14,43 +15,96 @@ import (
 
 // Received returns the paths inside ranges that the peers announce which are routers, as they came: what gobgp keeps of each peer for itself
 // (Adj-RIB-In), never its table of routes, which has nothing but what is announced here. A peer that restarts gracefully still
-// announces what it did, for as long as it asked for.
+// announces what it did, for as long as it asked for; so does one whose connection was lost.
 func (s *Speaker) Received(ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
-	peers, asn := s.peersKnown()
+	for {
+		peers, asn, kept, renewals := s.known(time.Now())
+		paths, err := s.receivedFromAll(peers, asn, ranges)
+		if s.renewalsSince(renewals) {
+			continue // what was listed may have been forgotten in between
+		}
+		type source struct {
+			peer   netip.Addr
+			prefix netip.Prefix
+		}
+		told := map[source]bool{}
+		for _, p := range paths {
+			told[source{p.Peer, p.Prefix}] = true
+		}
+		for _, p := range kept {
+			if inside(p.Prefix, ranges) && !told[source{p.Peer, p.Prefix}] {
+				paths = append(paths, p)
+			}
+		}
+		return paths, err
+	}
+}
+
+func inside(p netip.Prefix, ranges []bgp.ImportRange) bool {
+	return slices.ContainsFunc(ranges, func(r bgp.ImportRange) bool { return r.Prefix.Bits() <= p.Bits() && r.Prefix.Contains(p.Addr()) })
+}
+
+func (s *Speaker) receivedFromAll(peers []bgp.Peer, asn uint32, ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
 	for _, p := range peers {
 		if p.Node != "" {
 			continue // what is imported is what routers have
 		}
-		for i, f := range cluster.Families {
-			lookups := longer(ranges, f)
-			if !p.Families[i] || lookups == nil {
-				continue
-			}
-			request := &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: apiFamilies[i], Prefixes: lookups}
-			listErr := s.server.ListPath(context.Background(), request, func(d *api.Destination) {
-				for _, path := range d.Paths {
-					if r, ok := read(path); ok {
-						r.Peer, r.Internal = p.Address, p.ASN == asn
-						if !r.Internal {
-							r.LocalPref = bgp.DefaultLocalPref
-						}
-						paths = append(paths, r)
+		from, err := s.receivedFrom(p, asn, ranges)
+		if err != nil && s.has(p.Address) { // else it was removed meanwhile
+			return nil, err
+		}
+		paths = append(paths, from...)
+	}
+	return paths, nil
+}
+
+// receivedFrom is Received for one peer.
+func (s *Speaker) receivedFrom(p bgp.Peer, asn uint32, ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
+	for i, f := range cluster.Families {
+		lookups := longer(ranges, f)
+		if !p.Families[i] || lookups == nil {
+			continue
+		}
+		request := &api.ListPathRequest{TableType: api.TableType_ADJ_IN, Name: p.Address.String(), Family: apiFamilies[i], Prefixes: lookups}
+		err := s.server.ListPath(context.Background(), request, func(d *api.Destination) {
+			for _, path := range d.Paths {
+				if r, ok := read(path); ok {
+					r.Peer, r.Internal = p.Address, p.ASN == asn
+					if !r.Internal {
+						r.LocalPref = bgp.DefaultLocalPref
 					}
+					paths = append(paths, r)
 				}
-			})
-			if listErr != nil && s.has(p.Address) { // else it was removed meanwhile
-				return nil, fmt.Errorf("list what BGP peer %s announces: %w", p.Address, listErr)
 			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list what BGP peer %s announces: %w", p.Address, err)
 		}
 	}
 	return paths, nil
 }
 
-// peersKnown returns the peers that gobgp has, and this node's autonomous system.
-func (s *Speaker) peersKnown() (peers []bgp.Peer, asn uint32) {
+// known returns the peers that gobgp has, this node's autonomous system, and what is kept of peers that gobgp has forgotten.
+func (s *Speaker) known(now time.Time) (peers []bgp.Peer, asn uint32, kept []bgp.Received, renewals int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.have.Peers), s.have.ASN
+	for _, r := range s.records {
+		for _, p := range r.kept.paths {
+			if now.Before(r.kept.until) && !r.told[familyIndex(cluster.FamilyOf(p.Prefix.Addr()))] {
+				kept = append(kept, p)
+			}
+		}
+		if !now.Before(r.kept.until) || r.told == [2]bool{true, true} {
+			r.kept = keptPaths{}
+		}
+	}
+	return slices.Clone(s.have.Peers), s.have.ASN, kept, s.renewals
+}
+
+func (s *Speaker) renewalsSince(n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.renewals != n
 }
 
 func (s *Speaker) has(a netip.Addr) bool {
@@ -150,6 +204,7 @@ func (s *Speaker) watchReceived() error {
 		return fmt.Errorf("watch what BGP peers announce: %w", err)
 	}
 	s.watching = true
+	s.clock.Do(func() { go s.watchClock() })
 	return nil
 }
 

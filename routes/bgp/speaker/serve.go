@@ -70,6 +70,14 @@ func (s *Speaker) peers(address string) (peers []*api.Peer, ok bool) {
 	}
 }
 
+// peer asks for one peer; nil when gobgp does not have it, or there is no answer.
+func (s *Speaker) peer(a netip.Addr) *api.Peer {
+	if list, ok := s.peers(a.String()); ok && len(list) > 0 {
+		return list[0]
+	}
+	return nil
+}
+
 // eachPeer calls f for every peer that gobgp has and that is asked for, in the order of their addresses. One that there is no answer for is refused: the next Sync
 // ends its session, and begins another one later.
 func (s *Speaker) eachPeer(asked func(*record) bool, f func(netip.Addr, *record, *api.Peer)) {

@@ -39,11 +39,15 @@ type Speaker struct {
 	// of some that it has can't be read any more.
 	records        map[netip.Addr]*record
 	locked, unread map[netip.Addr]error
+	// renewals counts how often gobgp has forgotten a peer on the way to another session.
+	renewals int
 	// left tells that Leave has ended the sessions, and no Sync came since.
 	left bool
 	// refused are peers about which gobgp can't be asked, and since when.
 	refused   map[netip.Addr]time.Time
 	questions questioner
+	// clock has the clock watched, once somebody needs what peers announce.
+	clock sync.Once
 }
 
 // A record is what is remembered of a peer.
@@ -58,6 +62,10 @@ type record struct {
 	up, beenUp bool
 	// told are the families of which the peer has sent all that it has, since the session came up.
 	told [2]bool
+	// lost tells that the session was, and that it was not looked at yet whether that was without a word.
+	lost bool
+	// kept is what the peer had announced before it was renewed.
+	kept keptPaths
 }
 
 // New returns a Speaker. changed is told of every session that comes up or goes down, received that Received may return something
@@ -109,6 +117,10 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 	var passwords map[netip.Addr]string
 	able.Peers, passwords = s.unlock(want.Peers)
 	able.Peers = slices.DeleteFunc(able.Peers, func(p bgp.Peer) bool { return s.isRefused(p.Address) })
+	renewed, err := s.renew(&able, passwords)
+	if err != nil {
+		return Result{}, err
+	}
 	c := bgp.Diff(&s.have, &able)
 	for _, p := range able.Peers {
 		if r := s.records[p.Address]; r != nil && r.password != passwords[p.Address] && !slices.Contains(c.Reset, p) {
@@ -122,10 +134,10 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 		return Result{}, err
 	}
 	s.have.Paths = able.Paths
-	err := errors.Join(s.meet(c, passwords), s.forgive())
+	err = errors.Join(s.meet(c, passwords), s.forgive())
 	s.have.Peers = slices.DeleteFunc(slices.Clone(able.Peers), func(p bgp.Peer) bool { return s.records[p.Address] == nil })
 	result := Result{Changes: c, RouterID: s.have.RouterID}
-	if len(s.have.Peers) < len(able.Peers) {
+	if len(s.have.Peers) < len(able.Peers) || !renewed {
 		result.Again = turnCheck
 	}
 	return result, err
@@ -198,7 +210,7 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		errs = append(errs, s.remove(a))
 	}
 	for _, p := range c.Update {
-		old := s.known(p.Address)
+		old := s.peerOf(p.Address)
 		if s.records[p.Address] == nil || old != nil && old.OfNode(p.Node, p.Pods) == p {
 			continue // it begins anew, for another password; or what has changed is not gobgp's
 		}
@@ -216,8 +228,8 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 	return errors.Join(errs...)
 }
 
-// known returns a peer as gobgp has it, or nil.
-func (s *Speaker) known(a netip.Addr) *bgp.Peer {
+// peerOf returns a peer as gobgp has it, or nil.
+func (s *Speaker) peerOf(a netip.Addr) *bgp.Peer {
 	i := slices.IndexFunc(s.have.Peers, func(p bgp.Peer) bool { return p.Address == a })
 	if i < 0 {
 		return nil
@@ -225,14 +237,20 @@ func (s *Speaker) known(a netip.Addr) *bgp.Peer {
 	return &s.have.Peers[i]
 }
 
-// add starts a session. gobgp only warns when the listening socket does not take the peer's password, and would then let
-// connections in without.
+// add starts a session.
 func (s *Speaker) add(p bgp.Peer, password string) error {
 	s.log.forget(p.Address.String())
+	s.records[p.Address] = &record{password: password, turn: turnFor(p), added: time.Now(), since: time.Now()}
+	return s.introduce(p, password)
+}
+
+// introduce has gobgp know a peer that there is a record of; or there is none any more, and an error. gobgp only warns when the listening socket
+// does not take the peer's password, and would then let connections in without.
+func (s *Speaker) introduce(p bgp.Peer, password string) error {
 	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
+		delete(s.records, p.Address)
 		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
 	}
-	s.records[p.Address] = &record{password: password, turn: turnFor(p), added: time.Now(), since: time.Now()}
 	if why := s.log.lastError(p.Address.String()); strings.HasPrefix(why, noMD5) {
 		return errors.Join(fmt.Errorf("add BGP peer %s: it can't be kept from connecting without its password: %s", p.Address, why), s.remove(p.Address))
 	}
@@ -282,7 +300,7 @@ func (s *Speaker) forgive() error {
 // remove ends the session with a peer by a Cease. gobgp forgets the password at the listening socket only when a peer changes, and would
 // go on to want it from a peer at this address that has none.
 func (s *Speaker) remove(a netip.Addr) error {
-	if old, r := s.known(a), s.records[a]; old != nil && r != nil && r.password != "" && s.have.ListenPort != 0 {
+	if old, r := s.peerOf(a), s.records[a]; old != nil && r != nil && r.password != "" && s.have.ListenPort != 0 {
 		closed := apiPeer(*old, "")
 		closed.Conf.AdminDown = true
 		if _, err := s.server.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: closed}); err != nil {
@@ -323,7 +341,7 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 		return false
 	}
 	r.up, r.beenUp, r.since = up, true, time.Now()
-	if !up {
+	if r.lost = !up; !up {
 		r.told = [2]bool{}
 	}
 	return true
