@@ -348,8 +348,8 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 }
 
 // Close ends the sessions with the peers that would not keep the node's routes over a restart of the agent, so that they learn
-// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. Goodbyes
-// have the patience to be sent.
+// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. So are nodes: to take leave
+// of one would be to withdraw from routers what is passed on of it. Goodbyes have the patience to be sent.
 func (s *Speaker) Close(patience time.Duration) error {
 	sessions := s.Sessions()
 	s.mu.Lock()
@@ -357,7 +357,7 @@ func (s *Speaker) Close(patience time.Duration) error {
 	var errs []error
 	leaving := false
 	for _, session := range sessions {
-		if session.Up() && !session.GracefulRestart {
+		if session.Up() && !session.GracefulRestart && session.Peer.Node == "" {
 			errs = append(errs, s.remove(session.Peer.Address))
 			leaving = true
 		}
