@@ -41,7 +41,7 @@ type DoctorOptions struct {
 }
 
 // answerWithin is how long the agent may take to answer.
-const answerWithin = 10 * time.Second
+const answerWithin = 5 * time.Second
 
 // Doctor tells whether this node is all right: it asks the running agent, and looks at the kernel of this network namespace and at the host's
 // files. It changes nothing and needs no API. What was found is printed; the error is ErrUnwell or ErrUntold when not all is well.
