@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,27 @@ func (l *repairLog) add(o outcome) {
 	}
 	for kind, n := range kinds {
 		l.count(o.part, kind, n, o.report.Found.By, o.end)
+	}
+}
+
+// lost records that routes went because the host lost the way to them, although the nodes are the same: with a link that went down, or
+// with its addresses.
+func (l *repairLog) lost(before, after *Plan, at time.Time) {
+	if before == nil || before.Snapshot.Host == after.Snapshot.Host || !slices.Equal(before.Snapshot.Nodes, after.Snapshot.Nodes) {
+		return
+	}
+	left := map[netip.Prefix]bool{}
+	for _, r := range after.Routes.Routes {
+		left[r.Dst] = true
+	}
+	n := 0
+	for _, r := range before.Routes.Routes {
+		if !left[r.Dst] {
+			n++
+		}
+	}
+	if n > 0 {
+		l.count(routesName, doctor.KindLost, n, "", at)
 	}
 }
 

@@ -86,6 +86,7 @@ func newStatus(parts []Part, syncPeriod time.Duration) *status {
 func (s *status) queued(g goal, node *cluster.Node, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.repairs.lost(s.plan, g.plan, now)
 	s.revision, s.plan = g.revision, g.plan
 	if node != nil { // a Node object deleted later does not make a working node ineligible
 		s.node = node

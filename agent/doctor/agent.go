@@ -130,6 +130,9 @@ func checkRepairs(f *Facts) []Finding {
 			}
 		}
 		saw := fmt.Sprintf("%s, %s: %s put right, %s, last %s", r.Part, r.Kind, plural(r.Changes, "change"), times(r.Occasions), ago(f.Now, last))
+		if r.Kind == KindLost {
+			saw = fmt.Sprintf("%s were lost when this machine's links or addresses changed, %s, last %s", plural(r.Changes, "route"), times(r.Occasions), ago(f.Now, last))
+		}
 		if r.By != "" {
 			saw += ", changed by " + r.By
 		}
@@ -157,10 +160,12 @@ const firewalldHelp = "firewalld flushes iptables when it is reloaded, unless it
 // cause is what to do about a Repair.
 func (r Repair) cause(f *Facts) string {
 	switch {
-	case r.Kind == KindRoutes && f.Networkd.Runs && f.Networkd.ManageForeignRoutes:
+	case r.ofRoutes() && f.Networkd.Runs && f.Networkd.ManageForeignRoutes:
 		return "see the finding route-owner"
+	case r.Kind == KindLost:
+		return "see why the link went down: its carrier (ip -s link, the switch), or who set it or its addresses (the logs of what manages the links)"
 	case r.Kind == KindRoutes:
-		return "see who deletes them: ip monitor route while it happens, and the logs of what manages the links (they go with a link that is set down, too)"
+		return "see who deletes them: ip monitor route while it happens, and the logs of what manages the links"
 	case strings.Contains(r.By, "firewalld"), f.Firewalld && r.By == "":
 		return firewalldHelp
 	case r.By != "":
@@ -169,5 +174,11 @@ func (r Repair) cause(f *Facts) string {
 	return "find who did it: iptables-legacy does not tell; look for what was run at that time (a firewall service, a script, a configuration tool)"
 }
 
-// KindRoutes is the Kind of a Repair of routes.
-const KindRoutes = "routes"
+// The Kinds of Repairs of routes: KindRoutes that somebody deleted or changed, KindLost that went because the host lost the network that
+// they lead through.
+const (
+	KindRoutes = "routes"
+	KindLost   = "lost-with-link"
+)
+
+func (r Repair) ofRoutes() bool { return r.Kind == KindRoutes || r.Kind == KindLost }

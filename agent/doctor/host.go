@@ -7,10 +7,12 @@ import (
 	"time"
 )
 
-// networkdFix is what makes systemd-networkd leave routes alone. It reads networkd.conf when it starts.
+// networkdFix is what makes systemd-networkd leave routes alone. It reads networkd.conf when it starts. It takes its own addresses from a link
+// without a carrier all the same, and routes with them; against that is IgnoreCarrierLoss= of systemd.network(5).
 const networkdFix = `mkdir -p /etc/systemd/networkd.conf.d
 printf '[Network]\nManageForeignRoutes=no\n' >/etc/systemd/networkd.conf.d/50-fairway.conf
-systemctl restart systemd-networkd`
+systemctl restart systemd-networkd
+and IgnoreCarrierLoss=yes in the [Network] section of the link's .network file, so that it keeps its addresses over a lost carrier`
 
 // checkRouteOwner judges whether systemd-networkd takes the agent's routes for its own to remove (networkd.conf(5)).
 func checkRouteOwner(f *Facts) []Finding {
@@ -19,7 +21,7 @@ func checkRouteOwner(f *Facts) []Finding {
 	n := f.Networkd
 	switch {
 	case !n.Seen && taken > 0:
-		return []Finding{{Warn, name, fmt.Sprintf("routes of the agent's were taken away %s, last %s; whether systemd-networkd did it can't be seen from here: %s", times(taken), ago(f.Now, last), n.Unseen), FromFile,
+		return []Finding{{Warn, name, fmt.Sprintf("routes of the agent's were taken away, or lost with a link's addresses, %s, last %s; whether systemd-networkd did it can't be seen from here: %s", times(taken), ago(f.Now, last), n.Unseen), FromFile,
 			"on the host: systemd-analyze cat-config systemd/networkd.conf; ManageForeignRoutes should be no where systemd-networkd runs"}}
 	case !n.Seen:
 		return []Finding{{OK, name, "no route of the agent's was taken away; whether systemd-networkd would can't be seen from here: " + n.Unseen, FromFile, ""}}
@@ -38,8 +40,8 @@ func checkRouteOwner(f *Facts) []Finding {
 		return []Finding{{Warn, name, "systemd-networkd has " + setting + ", which it has not read: it started before", FromFile, "systemctl restart systemd-networkd"}}
 	case !n.ManageForeignRoutes:
 		return []Finding{{OK, name, "systemd-networkd has " + setting, FromFile, ""}}
-	case taken > 0:
-		return []Finding{{Fail, name, fmt.Sprintf("systemd-networkd has %s, and routes of the agent's were taken away %s, last %s", setting, times(taken), ago(f.Now, last)), FromFile, networkdFix}}
+	case taken > 0 && f.Now.Sub(last) <= day:
+		return []Finding{{Fail, name, fmt.Sprintf("systemd-networkd has %s, and routes of the agent's were taken away, or lost with a link's addresses, %s, last %s", setting, times(taken), ago(f.Now, last)), FromFile, networkdFix}}
 	}
 	return []Finding{{Warn, name, "systemd-networkd has " + setting + ": it removes routes that it has not made from a link that it sets up", FromFile, networkdFix}}
 }
@@ -50,7 +52,7 @@ func (f *Facts) routesTaken() (occasions int, last time.Time) {
 		return 0, last
 	}
 	for _, r := range f.Agent.Repairs {
-		if r.Kind == KindRoutes {
+		if r.ofRoutes() {
 			occasions += r.Occasions
 			for _, t := range r.Times {
 				if t.After(last) {
