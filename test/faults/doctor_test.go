@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -113,4 +114,100 @@ func TestDoctorWithoutAgent(t *testing.T) {
 		t.Errorf("with a foreign rule: exit code %d:\n%s", e.code, e.text)
 	}
 	r.ok(e.found(doctor.Fail, "foreign-rules", "--sport 5995"))
+}
+
+// sysctl sets one on a node.
+func (r *rig) sysctl(n *lab.Node, setting string) {
+	r.Helper()
+	_, err := n.Run("sysctl", "-q", "-w", setting)
+	r.ok(err)
+}
+
+// TestDoctorForward: what keeps pods' packets from being forwarded is named, in the backend of the agent and in the other; and what the
+// doctor says to do helps.
+func TestDoctorForward(t *testing.T) {
+	r := newRig(t, lab.NFT, topology())
+	pods := to(lab.TCP, r.p3.Addr(cluster.IPv4), targetPort)
+	for _, backend := range lab.Backends {
+		tool := lab.Tool(backend, cluster.IPv4, "")
+		run := func(args ...string) {
+			_, err := r.n1.Run(tool, append([]string{"-w", "5"}, args...)...)
+			r.ok(err)
+		}
+		run("-P", "FORWARD", "DROP")
+		r.ok(r.p1.Ask(pods).Expect(lab.Timeout))
+		e := r.doctor(r.n1)
+		r.ok(e.found(doctor.Fail, "forward", "IPv4 filter FORWARD of iptables-"+string(backend), "policy is DROP", tool+" -A FORWARD -s 10.200.0.0/13 -j ACCEPT"))
+		if e.code != 1 {
+			t.Errorf("exit code %d", e.code)
+		}
+		run("-A", "FORWARD", "-s", "10.200.0.0/13", "-j", "ACCEPT")
+		run("-A", "FORWARD", "-d", "10.200.0.0/13", "-j", "ACCEPT")
+		r.ok(r.p1.Ask(pods).Expect(lab.OK))
+		e = r.doctor(r.n1)
+		r.ok(e.found(doctor.OK, "forward", "has the policy DROP", "are accepted"))
+		r.ok(e.well())
+
+		run("-I", "FORWARD", "-s", "10.200.1.0/24", "-j", "DROP")
+		r.ok(r.p1.Ask(pods).Expect(lab.Timeout))
+		e = r.doctor(r.n1)
+		r.ok(e.found(doctor.Fail, "forward", `"-A FORWARD -s 10.200.1.0/24 -j DROP" drops or rejects`, tool+" -t filter -D FORWARD -s 10.200.1.0/24 -j DROP"))
+		run("-D", "FORWARD", "-s", "10.200.1.0/24", "-j", "DROP")
+		run("-P", "FORWARD", "ACCEPT")
+	}
+	// A rule that the doctor doesn't understand is no reason to guess.
+	r.iptables(cluster.IPv4, "-I", "FORWARD", "-m", "limit", "--limit", "5/sec", "-j", "DROP")
+	r.iptables(cluster.IPv4, "-P", "FORWARD", "DROP")
+	r.ok(r.doctor(r.n1).found(doctor.Warn, "forward", "can't be told", "--limit"))
+}
+
+// TestDoctorOtherProxies: what another proxy has left is named.
+func TestDoctorOtherProxies(t *testing.T) {
+	r := newRig(t, lab.NFT, topology())
+	_, err := r.n1.Run("iptables-legacy", "-t", "nat", "-N", "KUBE-SERVICES")
+	r.ok(err)
+	_, err = r.n1.Run("nft", "add", "table", "ip6", "kube-proxy")
+	r.ok(err)
+	e := r.doctor(r.n1)
+	r.ok(e.found(doctor.Warn, "other-backend", "1 IPv4 chains of Services in iptables-legacy", "nat KUBE-SERVICES", "fairway takeover --plan"))
+	r.ok(e.found(doctor.Warn, "other-backend", "the nftables table ip6 kube-proxy"))
+	r.ok(e.well())
+}
+
+// TestDoctorSysctls: settings are only named where they hurt, and then they do.
+func TestDoctorSysctls(t *testing.T) {
+	r := newRig(t, lab.NFT, topology())
+	r.put(service("near", 30, 0), lab.Ready(r.p2))
+	r.write()
+	r.eventually(eventBound, func() error { return r.serves(30, r.p2) })
+	near := func(f cluster.Family) lab.Dial { return to(lab.TCP, vip(f, 30), webPort) }
+	for f, setting := range map[cluster.Family]string{cluster.IPv4: "net.bridge.bridge-nf-call-iptables", cluster.IPv6: "net.bridge.bridge-nf-call-ip6tables"} {
+		r.ok(r.p1.Ask(near(f)).Expect(lab.OK))
+		r.sysctl(r.n1, setting+"=0")
+		if err := r.p1.Ask(near(f)).Expect(lab.OK); err == nil {
+			t.Errorf("%s=0 does not hurt", setting)
+		}
+		e := r.doctor(r.n1)
+		r.ok(e.found(doctor.Fail, "sysctls", strings.ReplaceAll(setting, ".", "/")+" is 0", "cni0", "sysctl -w "+setting+"=1"))
+		r.sysctl(r.n1, setting+"=1")
+		r.ok(r.p1.Ask(near(f)).Expect(lab.OK))
+		r.ok(r.doctor(r.n1).well())
+	}
+
+	// A strict filter alone is none of the doctor's business; what it drops is: what comes in by the node's link from
+	// where answers would go by another.
+	r.sysctl(r.n1, "net.ipv4.conf.eth0.rp_filter=1")
+	r.ok(r.doctor(r.n1).found(doctor.OK, "sysctls"))
+	r.ip(r.n1, "route add 10.99.0.0/24 dev cni0")
+	r.ip(r.n2, "addr add 10.99.0.77/32 dev lo")
+	// Its ARP request would not be answered either.
+	mac, err := r.n1.Run("sh", "-c", "ip -o link show dev eth0 | sed 's/.*link.ether \\([^ ]*\\).*/\\1/'")
+	r.ok(err)
+	r.ip(r.n2, "neigh replace 10.240.0.11 dev eth0 lladdr "+strings.TrimSpace(mac))
+	spoofed := to(lab.UDP, r.p1.Addr(cluster.IPv4), targetPort)
+	spoofed.From = netip.MustParseAddrPort("10.99.0.77:0")
+	if err := r.n2.Ask(spoofed).Expect(lab.Timeout); err != nil {
+		t.Error(err)
+	}
+	r.ok(r.doctor(r.n1).found(doctor.Warn, "sysctls", "reverse path filter has dropped", "eth0"))
 }
