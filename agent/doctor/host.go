@@ -83,11 +83,11 @@ func checkSysctls(f *Facts) []Finding {
 	}
 	ipv4, ipv6 := f.podFamilies()
 	for _, s := range []struct {
-		file   string
-		needed bool
-	}{{SysctlIPForward, ipv4}, {SysctlForwarding6, ipv6}} {
+		file, family string
+		needed       bool
+	}{{SysctlIPForward, "IPv4", ipv4}, {SysctlForwarding6, "IPv6", ipv6}} {
 		if v, ok := f.Kernel.Sysctls[s.file]; ok && v == "0" && s.needed {
-			list = append(list, Finding{Fail, name, "/proc/sys/" + s.file + " is 0: the node forwards nothing, so no pod reaches another node", FromKernel, set(s.file, "1")})
+			list = append(list, Finding{Fail, name, "/proc/sys/" + s.file + " is 0: the node forwards no " + s.family + ", so no pod reaches another node", FromKernel, set(s.file, "1")})
 		}
 	}
 	for _, s := range []struct {
