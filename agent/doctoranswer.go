@@ -56,7 +56,7 @@ func (p *patient) tell() doctor.Agent {
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.parts)) {
 		s := v.parts[name]
-		part := doctor.Part{Name: name, Programmed: s.programmed, Verified: s.verified, InDoubt: s.doubt, Audited: s.audited}
+		part := doctor.Part{Name: name, Programmed: s.programmed, Verified: s.verified, InDoubt: s.doubt, Pending: s.pending, Audited: s.audited}
 		if s.err != nil {
 			part.Error = s.err.Error()
 		}

@@ -11,6 +11,9 @@ import (
 // wait for up to ten times as long while the cluster changes.
 const auditLate = time.Hour
 
+// programLate is after how long something that waits to be programmed is a failure. A change of 10,000 Services takes a few seconds.
+const programLate = 10 * time.Second
+
 // checkAgent judges whether the agent runs, and has all that it knows in the kernel.
 func checkAgent(f *Facts) []Finding {
 	const name = "agent"
@@ -21,6 +24,7 @@ func checkAgent(f *Facts) []Finding {
 				"routes and rules stay as it left them meanwhile"}}
 	}
 	var list []Finding
+	var waiting []string // for no longer than is usual
 	add := func(l Level, do, format string, args ...any) {
 		list = append(list, Finding{l, name, fmt.Sprintf(format, args...), FromAgent, do})
 	}
@@ -28,8 +32,10 @@ func checkAgent(f *Facts) []Finding {
 		switch {
 		case p.Error != "":
 			add(Fail, "mend what it names; the agent tries again by itself", "%s: %s", p.Name, p.Error)
+		case p.Programmed != a.Revision && f.Now.Sub(p.Pending) > programLate:
+			add(Fail, "the agent's log says what it waits for (-v=2)", "%s has revision %d of the cluster in the kernel, the latest is %d; it has waited for %s", p.Name, p.Programmed, a.Revision, span(f.Now, p.Pending))
 		case p.Programmed != a.Revision:
-			add(Fail, "wait some seconds and ask again; when it stays, the agent's log says what it waits for (-v=2)", "%s has revision %d of the cluster in the kernel, the latest is %d", p.Name, p.Programmed, a.Revision)
+			waiting = append(waiting, p.Name)
 		case p.InDoubt:
 			add(Warn, "ask again in some seconds; the agent is looking at it", "%s: somebody has just changed what may be the agent's", p.Name)
 		case !p.Audited.IsZero() && f.Now.Sub(p.Audited) > auditLate:
@@ -44,18 +50,21 @@ func checkAgent(f *Facts) []Finding {
 	}
 	switch {
 	case a.Revision == 0:
-		add(Fail, "see the finding api, and the agent's log", "it runs since %s, and has not seen the cluster yet", ago(f.Now, a.Started))
+		add(Fail, "see the finding api, and the agent's log", "it has run for %s, and has not seen the cluster yet", span(f.Now, a.Started))
 	case a.Stale:
 		add(Warn, "find out why the API server does not answer; until then the node goes on with what was saved", "the cluster has not answered since the agent's start, %s; what is in force was saved before", ago(f.Now, a.Started))
 	}
 	if len(list) > 0 {
 		return list
 	}
-	if !a.Ready {
+	if !a.Ready && len(waiting) == 0 {
 		add(Fail, "curl -s http://127.0.0.1:10256/readyz shows each part", "it is not ready")
 		return list
 	}
 	saw := fmt.Sprintf("ready; revision %d is in the kernel", a.Revision)
+	if len(waiting) > 0 {
+		saw = fmt.Sprintf("ready; revision %d has just come, and is on its way into the kernel (%s)", a.Revision, few(waiting))
+	}
 	if verified, audited := oldest(a.Parts, func(p Part) time.Time { return p.Verified }), oldest(a.Parts, func(p Part) time.Time { return p.Audited }); !verified.IsZero() {
 		saw += ", verified " + ago(f.Now, verified)
 		if !audited.IsZero() {

@@ -98,17 +98,20 @@ func (r Report) Counts() string {
 }
 
 // ago is how long before now something was.
-func ago(now, then time.Time) string {
-	d := max(0, now.Sub(then))
-	switch {
+func ago(now, then time.Time) string { return span(now, then) + " ago" }
+
+// span is the time between then and now, as precise as people want it.
+func span(now, then time.Time) string {
+	switch d := max(0, now.Sub(then)); {
 	case d < 10*time.Second:
-		return d.Round(100*time.Millisecond).String() + " ago"
+		return d.Round(100 * time.Millisecond).String()
 	case d < time.Hour:
-		return d.Round(time.Second).String() + " ago"
+		return d.Round(time.Second).String()
 	case d < 48*time.Hour:
-		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s") + " ago"
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	default:
+		return fmt.Sprintf("%d days", d/day)
 	}
-	return fmt.Sprintf("%d days ago", d/(24*time.Hour))
 }
 
 // few is a list with its first elements only.

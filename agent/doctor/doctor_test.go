@@ -107,7 +107,10 @@ func TestChecks(t *testing.T) {
 		{"ready", checkAgent, well(), OK, "ready; revision 12 is in the kernel, verified 400ms ago, read back 25s ago", ""},
 		{"no answer", checkAgent, with(func(f *Facts) { f.Agent, f.NoAgent = nil, "no agent answers at /x" }), Unknown, "no agent answers at /x", "kubectl"},
 		{"a part fails", checkAgent, with(func(f *Facts) { f.Agent.Parts[1].Error = "the lock is held by pid 4" }), Fail, "rules-IPv4: the lock is held by pid 4", "tries again"},
-		{"a part lags", checkAgent, with(func(f *Facts) { f.Agent.Parts[1].Programmed = 11 }), Fail, "rules-IPv4 has revision 11 of the cluster in the kernel, the latest is 12", "wait"},
+		{"a part lags", checkAgent, with(func(f *Facts) { f.Agent.Parts[1].Programmed, f.Agent.Parts[1].Pending = 11, before(time.Minute) }), Fail, "rules-IPv4 has revision 11 of the cluster in the kernel, the latest is 12; it has waited for 1m0s", "log"},
+		{"a change that has just come", checkAgent, with(func(f *Facts) {
+			f.Agent.Ready, f.Agent.Parts[1].Programmed, f.Agent.Parts[1].Pending = false, 11, before(time.Second)
+		}), OK, "revision 12 has just come, and is on its way into the kernel (rules-IPv4)", ""},
 		{"in doubt", checkAgent, with(func(f *Facts) { f.Agent.Parts[1].InDoubt = true }), Warn, "rules-IPv4: somebody has just changed", "again"},
 		{"no audit", checkAgent, with(func(f *Facts) { f.Agent.Parts[1].Audited = before(2 * time.Hour) }), Warn, "rules-IPv4 was last read back and compared 2h0m ago", "fairway_sync_duration_seconds"},
 		{"no cluster yet", checkAgent, with(func(f *Facts) { f.Agent.Revision, f.Agent.Parts = 0, nil }), Fail, "has not seen the cluster yet", "api"},
@@ -198,7 +201,7 @@ func TestChecks(t *testing.T) {
 		{"bgp", checkBGP, well(), OK, "1 of 1 sessions are up", ""},
 		{"no bgp", checkBGP, with(func(f *Facts) { f.Agent.BGP = BGP{} }), OK, "not configured", ""},
 		{"bgp waits", checkBGP, with(func(f *Facts) { f.Agent.BGP = BGP{Configured: true, Waiting: "it waits for rules"} }), Warn, "it waits for rules", "wait"},
-		{"a session is down", checkBGP, down(1, true, true), Warn, "1 of 2 sessions are up; that with 192.0.2.2 is active since 1m0s ago: connection refused", "neighbour"},
+		{"a session is down", checkBGP, down(1, true, true), Warn, "1 of 2 sessions are up; that with 192.0.2.2 is active, since 1m0s: connection refused", "neighbour"},
 		{"all sessions are down", checkBGP, with(func(f *Facts) { f.Agent.BGP.Peers[0].Up = false }), Fail, "0 of 1 sessions are up", "neighbour"},
 		{"a gateway that forgets", checkBGP, down(0, true, false), Warn, "will not keep this node's routes while the agent is restarted: 192.0.2.1", "graceful restart"},
 		{"a gateway that need not remember", checkBGP, down(0, false, false), OK, "1 of 1 sessions are up", ""},

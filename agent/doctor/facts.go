@@ -69,6 +69,8 @@ type Part struct {
 	Programmed uint64    `json:"programmed"`
 	Verified   time.Time `json:"verified,omitzero"`
 	InDoubt    bool      `json:"inDoubt"`
+	// Pending is since when something has been waiting to be programmed; zero when nothing does.
+	Pending time.Time `json:"pending,omitzero"`
 	// Audited is when all of it was last read back and compared; zero for never, or nothing to read.
 	Audited time.Time `json:"audited,omitzero"`
 	Error   string    `json:"error,omitempty"`

@@ -209,7 +209,7 @@ func checkBGP(f *Facts) []Finding {
 	for _, p := range b.Peers {
 		switch {
 		case !p.Up:
-			saw := fmt.Sprintf("%d of %d sessions are up; that with %s is %s since %s", up, len(b.Peers), p.Address, p.State, ago(f.Now, p.Since))
+			saw := fmt.Sprintf("%d of %d sessions are up; that with %s is %s, since %s", up, len(b.Peers), p.Address, p.State, span(f.Now, p.Since))
 			if p.LastError != "" {
 				saw += ": " + p.LastError
 			}
