@@ -147,6 +147,13 @@ func TestChecks(t *testing.T) {
 			f.Kernel.Rules, f.Kernel.Unread = nil, []string{"IPv4 of iptables-nft: not permitted"}
 		}), Unknown, "IPv4 of iptables-nft: not permitted", "root"},
 
+		{"the agent's rules can't be read", checkAbove, with(func(f *Facts) {
+			f.Kernel.Rules, f.Kernel.Unread = f.Kernel.Rules[:1], []string{"IPv4 of iptables-nft: not permitted"}
+		}), Unknown, "IPv4 of iptables-nft: not permitted", "root"},
+		{"other rules can't be read", checkOtherProxies, with(func(f *Facts) {
+			f.Kernel.Rules, f.Kernel.Unread = f.Kernel.Rules[1:], []string{"IPv4 of iptables-legacy: not permitted"}
+		}), Warn, "not all could be read: IPv4 of iptables-legacy: not permitted", "root"},
+
 		{"forwarding", checkForward, well(), OK, "no policy of FORWARD is DROP, and connections between pods of this node and others are accepted", ""},
 		{"policy DROP that accepts pods", checkForward, own(func(r *Rules) { r.Policy = "DROP" }), OK, "IPv4 filter FORWARD of iptables-nft has the policy DROP, and connections", ""},
 		{"policy DROP", checkForward, own(func(r *Rules) { r.Policy, r.PolicyPackets, r.Ways = "DROP", 7, way("drop", "", "") }), Fail, "drops new connections 10.244.1.2 → 10.244.2.2: its policy is DROP (7 packets so far)", "iptables-nft -A FORWARD -s 10.244.0.0/16 -j ACCEPT"},

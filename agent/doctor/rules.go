@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -22,11 +23,11 @@ func checkAbove(f *Facts) []Finding {
 				"if it is not meant to: " + r.deletion(rule) + "; and have who made it append (-A) instead of insert (-I)"})
 		}
 	}
-	if len(list) > 0 || len(f.Kernel.Unread) == 0 && len(f.Kernel.Rules) > 0 {
-		if len(list) == 0 {
-			list = []Finding{{OK, name, "no rule of others decides before the rules of Services", FromKernel, ""}}
-		}
+	switch {
+	case len(list) > 0:
 		return list
+	case slices.ContainsFunc(f.Kernel.Rules, func(r Rules) bool { return f.uses(r.Backend) }):
+		return []Finding{{OK, name, "no rule of others decides before the rules of Services", FromKernel, ""}}
 	}
 	saw := "the rules could not be read"
 	if len(f.Kernel.Unread) > 0 {
@@ -134,6 +135,9 @@ func checkOtherProxies(f *Facts) []Finding {
 	}
 	for _, family := range f.Kernel.KubeProxyTables {
 		list = append(list, Finding{Warn, name, fmt.Sprintf("the nftables table %s kube-proxy, of a kube-proxy in nftables mode", family), FromKernel, do})
+	}
+	if len(f.Kernel.Unread) > 0 && len(f.Kernel.Rules) > 0 {
+		list = append(list, Finding{Warn, name, "not all could be read: " + few(f.Kernel.Unread), FromKernel, "run this as root on the node, where all programs of iptables are"})
 	}
 	if list == nil && len(f.Kernel.Rules) > 0 {
 		list = []Finding{{OK, name, "no rules of another proxy for Services", FromKernel, ""}}
