@@ -216,6 +216,10 @@ func TestChecks(t *testing.T) {
 		{"no notes", checkNotes, well(), OK, "declines nothing", ""},
 		{"a quarantined Service", checkNotes, noted(Note{"Service a/b", "Quarantined", "line 3"}, Note{"Service a/c", "Quarantined", "line 4"}), Fail, "Quarantined: Service a/b: line 3 — and 1 other Note: Service a/c", "kernel module"},
 		{"an endpoint", checkNotes, noted(Note{"Service a/b", "EndpointRefused", "169.254.169.254"}), Warn, "EndpointRefused: Service a/b", "EndpointSlice"},
+		{"a node of another network", checkNotes, noted(Note{"Node node9", "NextHopUnreachable", "x"}), Warn, "NextHopUnreachable: Node node9", "routers"},
+		{"a node of another network, without BGP", checkNotes, with(func(f *Facts) {
+			f.Agent.BGP, f.Agent.Notes = BGP{}, []Note{{"Node node9", "NextHopUnreachable", "x"}}
+		}), Fail, "NextHopUnreachable: Node node9", "InternalIP"},
 		{"said elsewhere", checkNotes, noted(Note{"Node node1", "ServiceCIDROnLink", "x"}, Note{"Node node1", "ForeignRuleBeforeServices", "x"}), OK, "declines nothing", ""},
 		{"said nowhere else", checkNotes, with(func(f *Facts) {
 			f.Kernel.Rules = nil

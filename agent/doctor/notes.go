@@ -14,6 +14,8 @@ type judgement struct {
 	do    string
 	// told names the check that says the same better; empty for none.
 	told string
+	// routed: routers may bring the traffic where it belongs, so where BGP is spoken it is a warning.
+	routed bool
 }
 
 // judgements has every reason of package cluster. What the actions say is what docs/inside.md says at length.
@@ -23,7 +25,7 @@ var judgements = map[string]judgement{
 	cluster.ReasonPodCIDRRefused:       {level: Fail, do: "give the Node a podCIDR out of the cluster's range; if it is right, correct clusterCIDRs or serviceCIDRs", told: "cidr-overlap"},
 	cluster.ReasonPodCIDRConflict:      {level: Fail, do: "delete the Node object that is no longer true, or give one of the two another podCIDR"},
 	cluster.ReasonServiceCIDROnLink:    {level: Warn, do: "give the link another network; if it is right, correct serviceCIDRs", told: "cidr-overlap"},
-	cluster.ReasonNextHopUnreachable:   {level: Fail, do: "bring the link up, or put both nodes on one layer-2 network, or correct the InternalIP (the kubelet's --node-ip)"},
+	cluster.ReasonNextHopUnreachable:   {level: Fail, do: "bring the link up, or put both nodes on one layer-2 network, or correct the InternalIP (the kubelet's --node-ip); where routers lead to the other node's pods, it is as it should be", routed: true},
 	cluster.ReasonNodeIncomplete:       {level: Warn, do: "wait for the controller manager (--allocate-node-cidrs) and the kubelet; when it stays, see their logs"},
 	cluster.ReasonRouteConflict:        {level: Warn, do: "find who made the route (ip route names its protocol), stop that, delete the route; the agent's follows at once"},
 	cluster.ReasonAddressConflict:      {level: Warn, do: "change or delete one of the two Services"},
@@ -128,6 +130,9 @@ func (f *Facts) notes(named func(reason string) string) (list []Finding) {
 			saw += fmt.Sprintf(" — and %s: %s", plural(len(notes)-1, "other Note"), few(others))
 		}
 		j := judge(reason)
+		if j.routed && f.Agent.BGP.Configured {
+			j.level = Warn
+		}
 		list = append(list, Finding{j.level, name, saw, FromAgent, j.do})
 	}
 	return list

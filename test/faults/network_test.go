@@ -114,9 +114,8 @@ func TestFault19NetworkdPurges(t *testing.T) {
 	r.ok(running.Stop(startBound))
 	r.startNetworkd(r.n1, dir)
 	r.eventually(eventBound, func() error { return r.exact(r.n1) })
-	e = r.doctor(r.n1)
-	r.ok(e.found(doctor.OK, "route-owner", "ManageForeignRoutes=no (/etc/systemd/networkd.conf.d/50-fairway.conf)"))
-	r.ok(e.well())
+	r.ok(r.doctor(r.n1).found(doctor.OK, "route-owner", "ManageForeignRoutes=no (/etc/systemd/networkd.conf.d/50-fairway.conf)"))
+	r.getsWell(r.n1)
 	flows.stop(nobody)
 }
 

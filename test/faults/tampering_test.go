@@ -157,7 +157,7 @@ func TestFault11ForeignRule(t *testing.T) {
 			r.iptables(f, append([]string{"-D"}, rule...)...)
 			r.eventually(lookBound, func() error { return r.quiet(r.n1, reason) })
 			r.ok(r.p1.Ask(d).Expect(lab.OK))
-			r.ok(r.doctor(r.n1).well())
+			r.getsWell(r.n1)
 		}
 		flows.stop()
 		r.exactly()
