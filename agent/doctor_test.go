@@ -15,6 +15,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/doctor"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/routes"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
@@ -301,4 +302,31 @@ func TestNetworkd(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	})
+}
+
+// TestEndpoints: of the endpoints of Services, one of this node's pods and one of others.
+func TestEndpoints(t *testing.T) {
+	at := func(addrs ...string) (list []proxy.Backend) {
+		for _, a := range addrs {
+			list = append(list, proxy.Backend{Addr: netip.MustParseAddrPort(a)})
+		}
+		return list
+	}
+	own := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
+	for _, c := range []struct {
+		ports           []*proxy.Port
+		inside, outside string
+	}{
+		{nil, "invalid IP", "invalid IP"},
+		{[]*proxy.Port{{Cluster: at("10.244.2.5:80")}, {Cluster: at("10.244.3.5:80"), Local: at("10.244.1.7:80")}}, "10.244.1.7", "10.244.2.5"},
+		{[]*proxy.Port{{Cluster: at("10.244.1.7:80", "10.244.1.8:80")}}, "10.244.1.8", "invalid IP"},
+	} {
+		inside, outside := endpoints(&proxy.Table{Ports: c.ports}, own)
+		if inside.String() != c.inside || outside.String() != c.outside {
+			t.Errorf("%s and %s, want %s and %s", inside, outside, c.inside, c.outside)
+		}
+	}
+	if inside, outside := endpoints(nil, own); inside.IsValid() || outside.IsValid() {
+		t.Errorf("without a table: %s and %s", inside, outside)
+	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/doctor"
+	"github.com/fairway-net/fairway/proxy"
 	"github.com/fairway-net/fairway/routes"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
@@ -83,9 +84,18 @@ func (p *patient) tell() doctor.Agent {
 // tellPods adds where this node's pods are, and some of another node.
 func tellPods(a *doctor.Agent, p *Plan) {
 	a.PodCIDRs = p.Routes.Own
-	for _, f := range cluster.Families {
-		if i := slices.IndexFunc(p.Routes.Routes, func(r routes.Route) bool { return r.Family() == f && r.Link != "" }); i >= 0 {
-			a.Others = append(a.Others, doctor.Others{Pods: p.Routes.Routes[i].Dst, Link: p.Routes.Routes[i].Link})
+	for i, f := range cluster.Families {
+		ours, theirs := endpoints(p.Services[i].Table, a.PodCIDRs)
+		if ours.IsValid() {
+			a.Pods = append(a.Pods, ours)
+		}
+		to := func(r routes.Route) bool { return r.Family() == f && r.Link != "" }
+		at := slices.IndexFunc(p.Routes.Routes, func(r routes.Route) bool { return to(r) && theirs.IsValid() && r.Dst.Contains(theirs) })
+		if at < 0 {
+			at, theirs = slices.IndexFunc(p.Routes.Routes, to), netip.Addr{}
+		}
+		if at >= 0 {
+			a.Others = append(a.Others, doctor.Others{Pods: p.Routes.Routes[at].Dst, Pod: theirs, Link: p.Routes.Routes[at].Link})
 		}
 	}
 	if p.Snapshot.Host == nil {
@@ -98,6 +108,27 @@ func tellPods(a *doctor.Agent, p *Plan) {
 			}
 		}
 	}
+}
+
+// endpoints returns an endpoint of a Service inside of networks and one outside, if there are any; both are not valid without a table.
+func endpoints(t *proxy.Table, networks []netip.Prefix) (inside, outside netip.Addr) {
+	if t == nil {
+		return inside, outside
+	}
+	for _, port := range t.Ports {
+		for _, b := range slices.Concat(port.Cluster, port.Local) {
+			addr := b.Addr.Addr()
+			if slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
+				inside = addr
+			} else if !outside.IsValid() {
+				outside = addr
+			}
+			if inside.IsValid() && outside.IsValid() {
+				return inside, outside
+			}
+		}
+	}
+	return inside, outside
 }
 
 // bgp tells how it stands with the sessions.

@@ -152,16 +152,23 @@ func ways(f cluster.Family, save string, a *doctor.Agent) (list []doctor.Way) {
 		return nil
 	}
 	here, there := aPod(a.PodCIDRs[own]), aPod(a.Others[other].Pods)
+	madeUp := true
+	if i := slices.IndexFunc(a.Pods, func(p netip.Addr) bool { return cluster.FamilyOf(p) == f }); i >= 0 {
+		here, madeUp = a.Pods[i], false
+	}
+	if pod := a.Others[other].Pod; pod.IsValid() {
+		there = pod
+	}
 	rules, err := trace.Parse(f, save)
 	for _, w := range []struct {
 		from, to netip.Addr
-		in       string
-	}{{here, there, a.PodLinks[0]}, {there, here, a.Others[other].Link}} {
-		way := doctor.Way{From: w.from, To: w.to}
+		in, out  string
+	}{{here, there, a.PodLinks[0], a.Others[other].Link}, {there, here, a.Others[other].Link, a.PodLinks[0]}} {
+		way := doctor.Way{From: w.from, To: w.to, MadeUp: madeUp}
 		var outcomes []trace.Outcome
 		if err == nil {
 			const port = 8080 // no rule of ours asks for it
-			outcomes, err = rules.Trace(trace.Packet{Protocol: cluster.TCP, Src: netip.AddrPortFrom(w.from, 50000), Dst: netip.AddrPortFrom(w.to, port), In: w.in},
+			outcomes, err = rules.Trace(trace.Packet{Protocol: cluster.TCP, Src: netip.AddrPortFrom(w.from, 50000), Dst: netip.AddrPortFrom(w.to, port), In: w.in, Out: w.out},
 				trace.Node{Local: func(netip.Addr) bool { return false }})
 		}
 		if err != nil {

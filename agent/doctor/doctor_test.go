@@ -157,6 +157,7 @@ func TestChecks(t *testing.T) {
 		{"forwarding", checkForward, well(), OK, "no policy of FORWARD is DROP, and connections between pods of this node and others are accepted", ""},
 		{"policy DROP that accepts pods", checkForward, own(func(r *Rules) { r.Policy = "DROP" }), OK, "IPv4 filter FORWARD of iptables-nft has the policy DROP, and connections", ""},
 		{"policy DROP", checkForward, own(func(r *Rules) { r.Policy, r.PolicyPackets, r.Ways = "DROP", 7, way("drop", "", "") }), Fail, "drops new connections 10.244.1.2 → 10.244.2.2: its policy is DROP (7 packets so far)", "iptables-nft -A FORWARD -s 10.244.0.0/16 -j ACCEPT"},
+		{"policy DROP, and no pod is known", checkForward, own(func(r *Rules) { r.Policy, r.Ways = "DROP", way("drop", "", ""); r.Ways[0].MadeUp = true }), Warn, "no rule accepts 10.244.1.2 → 10.244.2.2; on this node that is no pod of a Service's", "try it"},
 		{"a rule that drops pods", checkForward, own(func(r *Rules) {
 			r.Ways, r.Refusing = way("drop", "-A FORWARD -i eth9 -j DROP", ""), []Rule{{"filter", "FORWARD", "-A FORWARD -i eth9 -j DROP", true, 12}}
 		}), Fail, `"-A FORWARD -i eth9 -j DROP" drops or rejects new connections 10.244.1.2 → 10.244.2.2 (12 packets so far)`, "iptables-nft -t filter -D FORWARD -i eth9 -j DROP"},

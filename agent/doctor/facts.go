@@ -46,6 +46,8 @@ type Agent struct {
 	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
 	Others       []Others       `json:"others"`
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
+	// Pods are some endpoints of Services among its own pods, one per family if there is any.
+	Pods []netip.Addr `json:"pods"`
 	// PodLinks are the links that have a network of the own pods.
 	PodLinks []string `json:"podLinks"`
 }
@@ -56,9 +58,11 @@ type Absent struct {
 	Why    string `json:"why"`
 }
 
-// Others are pods of another node, and the link over which there is a route to them.
+// Others are the pods of another node: their network, one that is an endpoint of a Service if any is, and the link over which there is a
+// route to them.
 type Others struct {
 	Pods netip.Prefix `json:"pods"`
+	Pod  netip.Addr   `json:"pod,omitzero"`
 	Link string       `json:"link"`
 }
 
@@ -179,8 +183,9 @@ type Rule struct {
 
 // A Way is what becomes of a new connection between a pod of this node and one of another.
 type Way struct {
-	// From and To are addresses of pods.
+	// From and To are addresses of pods. MadeUp: no pod may have that which is on this node. Some CNI plugins accept each pod by itself.
 	From, To netip.Addr
+	MadeUp   bool
 	// Verdict is accept, drop or reject, or empty when it can't be told; then Why says why.
 	Verdict, Why string
 	// Rule is what dropped or rejected it; empty when it was the policy.

@@ -62,6 +62,9 @@ func checkForward(f *Facts) []Finding {
 				list = append(list, Finding{Warn, name, fmt.Sprintf("%s has the policy DROP (%s so far), and whether it accepts %s → %s can't be told: %s", where, packets(r.PolicyPackets), w.From, w.To, w.Why), FromKernel,
 					"try it: a connection between pods of two nodes; when it fails, " + f.accept(r, w)})
 			case w.Verdict == "":
+			case w.Rule == "" && w.MadeUp:
+				list = append(list, Finding{Warn, name, fmt.Sprintf("%s has the policy DROP (%s so far), and no rule accepts %s → %s; on this node that is no pod of a Service's, so it may be that each pod has a rule of its own", where, packets(r.PolicyPackets), w.From, w.To), FromKernel,
+					"try it: a connection between pods of two nodes; when it fails, " + f.accept(r, w)})
 			case w.Rule == "":
 				list = append(list, Finding{Fail, name, fmt.Sprintf("%s drops new connections %s → %s: its policy is DROP (%s so far), and no rule accepts the pods' network", where, w.From, w.To, packets(r.PolicyPackets)), FromKernel, f.accept(r, w)})
 			default:
