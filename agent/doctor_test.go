@@ -319,7 +319,7 @@ func TestEndpoints(t *testing.T) {
 	}{
 		{nil, "invalid IP", "invalid IP"},
 		{[]*proxy.Port{{Cluster: at("10.244.2.5:80")}, {Cluster: at("10.244.3.5:80"), Local: at("10.244.1.7:80")}}, "10.244.1.7", "10.244.2.5"},
-		{[]*proxy.Port{{Cluster: at("10.244.1.7:80", "10.244.1.8:80")}}, "10.244.1.8", "invalid IP"},
+		{[]*proxy.Port{{Cluster: at("10.244.1.7:80", "10.244.1.8:80")}}, "10.244.1.7", "invalid IP"},
 	} {
 		inside, outside := endpoints(&proxy.Table{Ports: c.ports}, own)
 		if inside.String() != c.inside || outside.String() != c.outside {

@@ -118,10 +118,12 @@ func endpoints(t *proxy.Table, networks []netip.Prefix) (inside, outside netip.A
 	for _, port := range t.Ports {
 		for _, b := range slices.Concat(port.Cluster, port.Local) {
 			addr := b.Addr.Addr()
+			found := &outside
 			if slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
-				inside = addr
-			} else if !outside.IsValid() {
-				outside = addr
+				found = &inside
+			}
+			if !found.IsValid() {
+				*found = addr
 			}
 			if inside.IsValid() && outside.IsValid() {
 				return inside, outside
