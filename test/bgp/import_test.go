@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 // A network is what a gateway announces of both families, in BIRD's words.
@@ -109,6 +110,26 @@ const (
 	everywhere = "172.20.0.0/16"
 )
 
+// serving opens connections from a pod of n1 to a Service from now on; the function that it returns ends that, and fails the test when one has
+// failed.
+func (r *rig) serving() (stop func()) {
+	r.Helper()
+	ask := tcp(webIP, webPort)
+	ask.Timeout = 10 * time.Second
+	r.eventually(startBound, func() error { return r.p1.Ask(ask).Expect(lab.OK) })
+	p, err := r.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 50})
+	r.ok(err)
+	return func() {
+		r.Helper()
+		report := p.Stop()
+		r.Logf("a pod of n1 to a Service: %v", report)
+		measured.Flow(r.T, report.Failed(), report.Attempts, report.LongestOutage)
+		if report.Failed() > 0 || report.Attempts == 0 {
+			r.Errorf("a pod of n1 to a Service: %v, want none failed", report)
+		}
+	}
+}
+
 // TestImport: what two gateways announce goes into the kernel of a node that imports, over both where both announce it, and out
 // again; what is the cluster's own does not; and somebody else's changes are repaired. A restart of the agent changes no route, and
 // one without BGP leaves none.
@@ -124,6 +145,7 @@ func TestImport(t *testing.T) {
 		v6: []string{"2001:db8:20::/48", "2001:db8:21::/48", "::/0", "fd00:10:244:2::/64"},
 	}
 	g1 := startBIRD(t, r.lab.Router(), birdWith(64500, gw1, hostile, ""))
+	r.start("clusterCIDRs: [10.244.0.0/16]", r.n2) // Services have endpoints there
 	r.start(importing(64500, 64501), r.n1)
 	one := []string{"172.20.0.0/16", "172.21.0.0/16", "2001:db8:20::/48", "2001:db8:21::/48"}
 	alone := make([]string, len(one))
@@ -131,6 +153,7 @@ func TestImport(t *testing.T) {
 		alone[i] = viaOne(n, map[bool]string{true: gw1v6, false: gw1}[strings.Contains(n, "::")])
 	}
 	r.hasLearned(r.n1, alone...)
+	serves := r.serving()
 	for _, note := range []string{"0.0.0.0/0, ::/0 is not imported", "10.244.2.0/25 is not imported", "10.96.0.0/24 is not imported", "192.0.2.0/25 is not imported", "fd00:10:244:2::/64 is not imported"} {
 		r.eventually(sessionBound, func() error { return r.noted(r.n1, cluster.ReasonImportRefused, note) })
 	}
@@ -211,6 +234,7 @@ router bgp 64501
 		t.Error("what is behind the second gateway is reached without a route")
 	}
 
+	serves()
 	r.ok(r.agents[r.n1].Stop(startBound))
 	if r.learned(r.n1) == "" {
 		t.Error("an agent that ends takes its routes along")
@@ -263,6 +287,7 @@ func TestTooManyPrefixes(t *testing.T) {
 	startBIRD(t, r.lab.Client("gw2").Namespace, birdWith(64501, gw2, announced{v4: []string{everywhere}}, ""))
 	r.start("clusterCIDRs: [10.244.0.0/16]", r.n2)
 	r.start(importing(64500, 64501), r.n1)
+	serves := r.serving()
 	began := time.Now()
 	count := func(want int) func() error {
 		return func() error {
@@ -287,6 +312,7 @@ func TestTooManyPrefixes(t *testing.T) {
 	r.hasLearned(r.n1, viaOne(everywhere, gw2))
 	figures(fmt.Sprintf("%d prefixes are refused", 5*may))
 	r.ok(r.up(r.n1, 1))
+	serves()
 	for name, n := range r.p1.Spread(tcp(webIP, webPort), 20) {
 		if name != "p1" && name != "p2" {
 			t.Errorf("of 20 connections to a Service %d came to %s", n, name)

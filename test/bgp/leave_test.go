@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 const dnsPort = 53
@@ -135,7 +136,7 @@ func (r *rig) leave() {
 	if !strings.Contains(out, "GRACEFUL_SHUTDOWN in 2 sessions") || !strings.Contains(out, "2 sessions are ended") {
 		r.Errorf("fairway leave says\n%s", out)
 	}
-	r.ok(r.noted(r.n1, cluster.ReasonBGPLeft, "fairway leave --undo"))
+	r.eventually(startBound, func() error { return r.noted(r.n1, cluster.ReasonBGPLeft, "fairway leave --undo") })
 	r.ok(r.up(r.n1, 0))
 	if n := r.metric(r.n1, `fairway_bgp_peer_info{asn="64500",graceful_restart="false",last_error="",peer="192.0.2.1",state="left"}`); n != 1 {
 		r.Errorf("fairway_bgp_peer_info does not say that n1 has left: %v", n)
@@ -247,11 +248,12 @@ func TestDrainAndLeave(t *testing.T) {
 				r.eventually(sessionBound, func() error { return g.learned(gw.shutdown) })
 				r.eventually(sessionBound, func() error { return r.via(r.n2) })
 				r.eventually(sessionBound, func() error { return g.learned("!" + gw.shutdown) })
-				r.ok(r.noted(r.n1, cluster.ReasonBGPDraining, "fairway.dev/drain"))
+				r.eventually(startBound, func() error { return r.noted(r.n1, cluster.ReasonBGPDraining, "fairway.dev/drain") })
 				broken()
 				r.changeNode(0, nil)
 				r.eventually(sessionBound, func() error { return r.via(r.n1, r.n2) })
 			}, slices.Concat(vips, pods)...)
+			measured.Flow(t, drained.lost, drained.sent, drained.gap)
 			if drained.lost > 0 {
 				t.Error("a drain lost packets")
 			}
@@ -270,6 +272,7 @@ func TestDrainAndLeave(t *testing.T) {
 				gw.leave(r)
 				off()
 			}, vips...)
+			measured.Flow(t, left.lost, left.sent, left.gap)
 			if left.lost > 0 {
 				t.Error("a leave lost packets")
 			}

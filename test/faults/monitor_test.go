@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 // A monitor collects what the kernel tells of changes to links, addresses and routes of a node, with the time of each.
@@ -130,7 +131,7 @@ func (m *monitor) first(since time.Time, text string) time.Time {
 func (r *rig) measured(what string, took, target time.Duration) {
 	r.Helper()
 	r.Logf("%s: repaired after %.1f ms (target %s)", what, float64(took.Microseconds())/1000, target)
-	results.repaired(r.T, took)
+	measured.Repair(r.T, took)
 	if took > eventBound {
 		r.Errorf("%s: repaired after %s: that was no event", what, took)
 	}

@@ -4,13 +4,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 var (
@@ -29,14 +30,30 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	flag.Parse()
-	code := lab.Main(m)
-	if *show || *update {
-		if err := results.write(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	if !*show && !*update {
+		return lab.Main(m)
+	}
+	file := os.Getenv(measured.FileEnv)
+	if file == "" { // else tests of other packages may have written it
+		dir, err := os.MkdirTemp("", "fairway-faults")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		if file = filepath.Join(dir, "measured"); os.Setenv(measured.FileEnv, file) != nil {
+			panic("the environment can't be set")
 		}
 	}
-	os.Exit(code)
+	code = lab.Main(m)
+	if err := write(file); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
 }
 
 // lasts is how long a fault lasts: in earnest, or in the short form of make test.
@@ -47,64 +64,17 @@ func lasts(earnest, short time.Duration) time.Duration {
 	return short
 }
 
-// results is what the tests of this process measured, for the table.
-var results = measurements{of: map[string]*measurement{}}
-
-type measurements struct {
-	mu sync.Mutex // guards of
-	of map[string]*measurement
-}
-
-// A measurement is the worst of all runs and flows of a test.
-type measurement struct {
-	// failed is of the flow that lost the most, out of attempts.
-	failed, attempts int
-	gap, repair      time.Duration
-	// flows and repairs count what it is of.
-	flows, repairs int
-}
-
-// add makes it the worst of it and another.
-func (m *measurement) add(o measurement) {
-	if o.failed > m.failed {
-		m.failed, m.attempts = o.failed, o.attempts
-	}
-	m.gap, m.repair = max(m.gap, o.gap), max(m.repair, o.repair)
-	m.flows += o.flows
-	m.repairs += o.repairs
-}
-
-func (m *measurements) add(t *testing.T, o measurement) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	name, _, _ := strings.Cut(t.Name(), "/")
-	if m.of[name] == nil {
-		m.of[name] = &measurement{}
-	}
-	m.of[name].add(o)
-}
-
-// saw takes note of what a flow saw.
-func (m *measurements) saw(t *testing.T, r lab.Report) {
-	m.add(t, measurement{failed: r.Failed(), attempts: r.Attempts, gap: r.LongestOutage, flows: 1})
-}
-
-// repaired takes note of how long a repair took.
-func (m *measurements) repaired(t *testing.T, took time.Duration) {
-	m.add(t, measurement{repair: took, repairs: 1})
-}
-
 // cells are the last three columns of the table.
-func (m measurement) cells() string {
+func cells(m measured.Measurement) string {
 	failed, gap, repair := "–", "–", "–"
-	if m.flows > 0 {
+	if m.Flows > 0 {
 		failed, gap = "0", "0"
 	}
-	if m.failed > 0 {
-		failed, gap = fmt.Sprintf("%d of %d", m.failed, m.attempts), milliseconds(m.gap)
+	if m.Failed > 0 {
+		failed, gap = fmt.Sprintf("%d of %d", m.Failed, m.Attempts), milliseconds(m.Gap)
 	}
-	if m.repairs > 0 {
-		repair = milliseconds(m.repair)
+	if m.Repairs > 0 {
+		repair = milliseconds(m.Repair)
 	}
 	return fmt.Sprintf(" %s | %s | %s |", failed, gap, repair)
 }
@@ -138,7 +108,11 @@ func parseRow(line string) (r row, ok bool) {
 }
 
 // write prints the table, with what was measured by the tests that ran, and writes it into the document if asked to.
-func (m *measurements) write() error {
+func write(file string) error {
+	all, err := measured.Read(file)
+	if err != nil {
+		return err
+	}
 	old, err := os.ReadFile(document)
 	if err != nil {
 		return err
@@ -146,8 +120,8 @@ func (m *measurements) write() error {
 	var text, table strings.Builder
 	for line := range strings.Lines(string(old)) {
 		if r, ok := parseRow(strings.TrimSuffix(line, "\n")); ok {
-			if one, ran := m.ofRow(r); ran {
-				r.cells = one.cells()
+			if one, ran := r.worst(all); ran {
+				r.cells = cells(one)
 				fmt.Fprintln(&table, r.text+r.cells)
 			}
 			line = r.text + r.cells + "\n"
@@ -161,13 +135,15 @@ func (m *measurements) write() error {
 	return os.WriteFile(document, []byte(text.String()), 0o644)
 }
 
-// ofRow is the worst of a row's tests; ok is false when none of them ran.
-func (m *measurements) ofRow(r row) (worst measurement, ok bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for name, one := range m.of {
-		if r.pkg == "" && strings.HasPrefix(name, "Test"+r.run) {
-			worst.add(*one)
+// worst is the worst of a row's tests; ok is false when none of them measured anything.
+func (r row) worst(all map[measured.Test]measured.Measurement) (worst measured.Measurement, ok bool) {
+	pkg := r.pkg
+	if pkg == "" {
+		pkg = "test/faults"
+	}
+	for test, one := range all {
+		if test.Package == pkg && strings.HasPrefix(test.Name, "Test"+r.run) {
+			worst.Add(one)
 			ok = true
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 const (
@@ -164,7 +165,7 @@ func (r *rig) comes(what string, since time.Time, target time.Duration, conditio
 	r.eventually(lookBound, condition)
 	took := time.Since(since)
 	r.Logf("%s: after %d ms (target %s)", what, took.Milliseconds(), target)
-	results.repaired(r.T, took)
+	measured.Repair(r.T, took)
 }
 
 // exactly fails the test unless n1's rules are what an agent would write that knows nothing but the cluster and the kernel.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 // The flows that run through the tests of routes and restarts, all from the pod p1 on n1. The UDP ones come from one port each.
@@ -121,7 +122,7 @@ func (t *traffic) stop(unharmed ...string) map[string]lab.Report {
 		if report.Attempts == report.Failed() {
 			t.Errorf("%s: no attempt of %d had an answer", name, report.Attempts)
 		}
-		results.saw(t.T, report)
+		measured.Flow(t.T, report.Failed(), report.Attempts, report.LongestOutage)
 	}
 	return reports
 }

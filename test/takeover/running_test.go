@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/test/lab"
+	"github.com/fairway-net/fairway/test/measured"
 )
 
 // patience bounds what a busy machine may take.
@@ -459,6 +460,7 @@ func (l *traffic) judge(t *testing.T, when string, p probe, r lab.Report) {
 	if p.most == 0 {
 		failed = r.Attempts - r.Failures[lab.Refused]
 	}
+	measured.Flow(t, failed, r.Attempts, r.LongestOutage)
 	if failed > 0 || r.Attempts == 0 || len(r.Names) < p.names || len(r.Names) > p.most {
 		t.Errorf("%s, %s: %d went wrong: %v, answers %v; the first at %s, the last at %s", when, p.name, failed, r, r.Names,
 			r.FirstFailure.Format(time.StampMicro), r.LastFailure.Format(time.StampMicro))
