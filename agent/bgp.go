@@ -12,6 +12,7 @@ import (
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/proxy"
+	"github.com/fairway-net/fairway/routes"
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
@@ -28,7 +29,7 @@ const (
 )
 
 // announcements returns what the node should announce; nil without BGP.
-func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [2]Services) (*bgp.Table, []cluster.Note) {
+func announcements(s *cluster.Snapshot, c Config, pods *routes.Table, services [2]Services) (*bgp.Table, []cluster.Note) {
 	if c.BGP == nil {
 		return nil, nil
 	}
@@ -36,7 +37,7 @@ func announcements(s *cluster.Snapshot, c Config, own []netip.Prefix, services [
 	for _, family := range services {
 		vips = append(vips, servedAddresses(family.Table)...)
 	}
-	return bgp.Plan(s, *c.BGP, own, vips)
+	return bgp.Plan(s, *c.BGP, pods, vips)
 }
 
 // servedAddresses returns the addresses of Services that get to an endpoint from here, by the verdicts that the rules are made
@@ -84,8 +85,9 @@ type bgpPart struct {
 	mu sync.Mutex // guards what follows
 	// kernel is what the rules in the kernel serve, for each family that has rules; nil before the first are there.
 	kernel map[cluster.Family]*rulesInKernel
-	// configured tells whether the latest Plan has BGP; nil before the first.
+	// configured tells whether the latest Plan has BGP; nil before the first. mesh are its peers that are nodes.
 	configured *bool
+	mesh       map[netip.Addr]string
 	// crashes are those of the BGP process, for which there is no session before heldUntil.
 	crashes   bgpCrashes
 	heldUntil time.Time
@@ -132,14 +134,21 @@ func (p *bgpPart) close() {
 	}
 }
 
-// announceSession tells the log of a session that came up or went down, and the Node of one that came up; one that is down is
+// announceSession tells the log of a session that came up or went down, and the Node of one with a router that came up; one that is down is
 // a Note.
-func announceSession(event func(about cluster.Ref, eventType, reason, message string), node cluster.Ref, peer netip.Addr, up bool) {
-	if !up {
-		klog.InfoS("A BGP session is down", "peer", peer)
+func (p *bgpPart) announceSession(event func(about cluster.Ref, eventType, reason, message string), node cluster.Ref, peer netip.Addr, up bool) {
+	p.mu.Lock()
+	name, isNode := p.mesh[peer]
+	p.mu.Unlock()
+	what := map[bool]string{false: "A BGP session is down", true: "A BGP session is up"}[up]
+	if isNode {
+		klog.InfoS(what, "peer", peer, "node", name)
 		return
 	}
-	klog.InfoS("A BGP session is up", "peer", peer)
+	klog.InfoS(what, "peer", peer)
+	if !up {
+		return
+	}
 	event(node, "Normal", "BGPSessionUp", fmt.Sprintf("the session with the BGP peer %s is up", peer))
 }
 
@@ -202,6 +211,9 @@ func (p *bgpPart) Sync(_ context.Context, plan *Plan, _ bool) (Report, error) {
 	configured := plan.BGP != nil
 	p.mu.Lock()
 	p.configured = &configured
+	if configured {
+		p.mesh = meshNames(plan.BGP.Peers)
+	}
 	p.mu.Unlock()
 	p.plan = plan
 	return p.sync()
@@ -276,7 +288,12 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 		notes = append(notes, cluster.Note{Object: node, Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	again := func(in time.Duration) { retry = soonest(retry, in) }
+	var mesh []speaker.Session
 	for _, s := range sessions {
+		if s.Peer.Node != "" {
+			mesh = append(mesh, s)
+			continue
+		}
 		if s.PasswordError != "" {
 			note(cluster.ReasonBGPPasswordMissing, "The password of the BGP peer %s can't be read any more, and the session goes on with the one that it has: %s.", s.Peer.Address, s.PasswordError)
 		}
@@ -297,7 +314,8 @@ func sessionNotes(sessions []speaker.Session, node cluster.Ref, now time.Time) (
 			note(cluster.ReasonBGPNoGracefulRestart, "The BGP peer %s does not keep this node's routes while the agent is restarted; right would be graceful restart in its configuration, at least as a helper, or gracefulRestart.enabled: false for this peer.", s.Peer.Address)
 		}
 	}
-	return notes, retry
+	more, in := meshNotes(mesh, node, now)
+	return append(notes, more...), soonest(retry, in)
 }
 
 // soonest is the shortest of the times that are not 0; 0 when all are.

@@ -114,7 +114,11 @@ const none = "-"
 
 func (s bgpStatus) write(w io.Writer, now time.Time) {
 	fmt.Fprintf(w, "AS %d, BGP identifier %s\n\n", s.ASN, s.RouterID)
-	fmt.Fprintln(w, "PEER\tAS\tSTATE\tFOR\tSENT\tRECEIVED\tKEEPS ROUTES\tPEER'S OPEN\tLAST ERROR")
+	node := func(name string) string { return "" }
+	if slices.ContainsFunc(s.Peers, func(p bgpPeerStatus) bool { return p.Node != "" }) {
+		node = func(name string) string { return "\t" + name }
+	}
+	fmt.Fprintln(w, "PEER"+node("NODE")+"\tAS\tSTATE\tFOR\tSENT\tRECEIVED\tKEEPS ROUTES\tPEER'S OPEN\tLAST ERROR")
 	for _, p := range s.Peers {
 		var sent, received []string
 		for _, f := range cluster.Families {
@@ -123,7 +127,7 @@ func (s bgpStatus) write(w io.Writer, now time.Time) {
 				received = append(received, fmt.Sprintf("%d %s", n.Received, f))
 			}
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Address, p.ASN, p.State, max(0, now.Sub(p.Since)).Round(time.Second),
+		fmt.Fprintf(w, "%s%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Address, node(defaultTo(p.Node, none)), p.ASN, p.State, max(0, now.Sub(p.Since)).Round(time.Second),
 			defaultTo(strings.Join(sent, ", "), none), defaultTo(strings.Join(received, ", "), none),
 			p.keeps(), p.open(), defaultTo(defaultTo(p.PasswordError, p.LastError), none))
 	}

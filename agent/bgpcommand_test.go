@@ -123,15 +123,17 @@ func TestSessionEvents(t *testing.T) {
 	go func() { ended <- reporter.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	node := cluster.Ref{Kind: "Node", Name: "n1", UID: "n1"}
+	part := &bgpPart{mesh: map[netip.Addr]string{netip.MustParseAddr("192.0.2.12"): "n2"}}
 	session := speaker.Session{Peer: bgp.Peer{Address: netip.MustParseAddr("192.0.2.1"), ASN: 64500}, State: "established", BeenUp: true}
 	notes := func() {
 		now, _ := sessionNotes([]speaker.Session{session}, node, time.Now())
 		l.remark(bgpName, now...)
 	}
-	announceSession(reporter.Event, node, session.Peer.Address, true)
+	part.announceSession(reporter.Event, node, session.Peer.Address, true)
+	part.announceSession(reporter.Event, node, netip.MustParseAddr("192.0.2.12"), true) // a session with a node, of which there may be thousands
 	notes()
 	session.State, session.LastError = "active", "hold timer expired"
-	announceSession(reporter.Event, node, session.Peer.Address, false)
+	part.announceSession(reporter.Event, node, session.Peer.Address, false)
 	notes()
 	eventually(t, "both Events are written", func() bool { return len(log.about("n1")) == 2 })
 	for i, want := range []string{"Normal BGPSessionUp the session with the BGP peer 192.0.2.1 is up",

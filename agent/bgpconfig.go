@@ -20,10 +20,12 @@ type BGPConfiguration struct {
 	// RouterID is the BGP identifier, an IPv4 address; the Node's first IPv4 InternalIP when empty, which is right for a
 	// configuration that many nodes share.
 	RouterID string `json:"routerID,omitempty"`
-	// ListenPort is the TCP port on which peers may connect; 0 for none: the agent connects to them.
+	// ListenPort is the TCP port on which peers may connect. When 0, it is none, and the agent connects to them; 179 with Mesh.
 	ListenPort int `json:"listenPort,omitempty"`
 	// Peers are the routers, of all nodes.
 	Peers []BGPPeer `json:"peers,omitempty"`
+	// Mesh has nodes speak BGP with each other; they do not when it is not given.
+	Mesh *BGPMesh `json:"mesh,omitempty"`
 	// Announce is what they are told; the PodCIDRs when not given.
 	Announce []BGPAnnouncement `json:"announce,omitempty"`
 	// Import is what of the routers' routes the nodes use; none when empty.
@@ -47,6 +49,25 @@ type BGPLeave struct {
 	NoticeTime Duration `json:"noticeTime,omitempty"`
 	// QuietTime is how long the sessions of a node that leaves stay after that; 2s when empty.
 	QuietTime Duration `json:"quietTime,omitempty"`
+}
+
+// BGPMesh is the mesh section of the bgp section: iBGP sessions between nodes.
+type BGPMesh struct {
+	// NodeSelector has the labels of the nodes that take part; all nodes when empty.
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// ReflectorSelector has the labels of the nodes that are route reflectors, with which alone the others have sessions; when empty, each
+	// node has one with each.
+	ReflectorSelector map[string]string `json:"reflectorSelector,omitempty"`
+	// ClusterID is that of the reflectors (RFC 4456), an IPv4 address; each reflector's BGP identifier when empty.
+	ClusterID string `json:"clusterID,omitempty"`
+	// PasswordFile, HoldTime, KeepaliveTime, ConnectRetryTime, MaxPrefixes and GracefulRestart are those of the sessions, as a peer has
+	// them.
+	PasswordFile     string             `json:"passwordFile,omitempty"`
+	HoldTime         Duration           `json:"holdTime,omitempty"`
+	KeepaliveTime    Duration           `json:"keepaliveTime,omitempty"`
+	ConnectRetryTime Duration           `json:"connectRetryTime,omitempty"`
+	MaxPrefixes      *int               `json:"maxPrefixes,omitempty"`
+	GracefulRestart  BGPGracefulRestart `json:"gracefulRestart,omitzero"`
 }
 
 // A BGPPeer is one router in the bgp section.
@@ -127,7 +148,7 @@ const (
 
 // given tells whether the section asks for BGP. How to leave says nothing by itself: the manifests have its defaults.
 func (b BGPConfiguration) given() bool {
-	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || len(b.Peers)+len(b.Announce)+len(b.Import)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes || b.KubeRouterAnnotations
+	return b.ASN != 0 || b.RouterID != "" || b.ListenPort != 0 || b.Mesh != nil || len(b.Peers)+len(b.Announce)+len(b.Import)+len(b.DrainOnTaints) > 0 || b.AnnounceFromExcludedNodes || b.KubeRouterAnnotations
 }
 
 // check returns what the section means together with the rest of the configuration; nil when it says nothing.
@@ -165,8 +186,12 @@ func (b BGPConfiguration) check(c *Config, refuse refuse) *bgp.Config {
 		// Whose address and ASN are those of the annotation.
 		like := BGPPeer{Address: "192.0.2.1", ASN: b.ASN}.check("bgp.kubeRouterAnnotations", b.ASN, func(string, string, ...any) {})
 		out.KubeRouter = &like.Peer
-	case len(b.Peers) == 0:
-		refuse("bgp.peers", "are none, expected the routers to announce to, or no bgp at all")
+	case len(b.Peers) == 0 && b.Mesh == nil:
+		refuse("bgp.peers", "are none, expected the routers to announce to, or mesh, or no bgp at all")
+	}
+	if b.Mesh != nil {
+		out.ListenPort = defaultTo(out.ListenPort, bgpPort)
+		out.Mesh = b.Mesh.check("bgp.mesh", out, c, refuse)
 	}
 	if len(b.Announce) == 0 {
 		b.Announce = []BGPAnnouncement{{Addresses: []string{bgp.PodCIDRs.String()}}}
@@ -233,11 +258,40 @@ func (p BGPPeer) check(path string, own int, refuse refuse) bgp.PeerConfig {
 	}
 	out.Families = p.families(path+".families", out.Address, refuse)
 	p.times(path, &out.Peer, refuse)
-	for _, key := range slices.Sorted(maps.Keys(p.NodeSelector)) {
+	out.NodeSelector = labels(path+".nodeSelector", p.NodeSelector, refuse)
+	return out
+}
+
+// labels reads a selector.
+func labels(path string, selector map[string]string, refuse refuse) (labels []string) {
+	for _, key := range slices.Sorted(maps.Keys(selector)) {
 		if key == "" || strings.Contains(key, "=") {
-			refuse(path+".nodeSelector", "%q is no key of a label, expected for example topology.kubernetes.io/zone", key)
+			refuse(path, "%q is no key of a label, expected for example topology.kubernetes.io/zone", key)
 		}
-		out.NodeSelector = append(out.NodeSelector, key+"="+p.NodeSelector[key])
+		labels = append(labels, key+"="+selector[key])
+	}
+	return labels
+}
+
+func (m BGPMesh) check(path string, b *bgp.Config, c *Config, refuse refuse) *bgp.MeshConfig {
+	out := &bgp.MeshConfig{
+		NodeSelector:      labels(path+".nodeSelector", m.NodeSelector, refuse),
+		ReflectorSelector: labels(path+".reflectorSelector", m.ReflectorSelector, refuse),
+		Session: bgp.Peer{Port: b.ListenPort, PasswordFile: m.PasswordFile,
+			MaxPrefixes: uint32(number(path+".maxPrefixes", m.MaxPrefixes, bgp.DefaultMaxPrefixes, 1, math.MaxUint32, refuse))},
+	}
+	if m.ClusterID != "" {
+		out.ClusterID = address(path+".clusterID", m.ClusterID, refuse)
+		switch {
+		case len(m.ReflectorSelector) == 0 && b.KubeRouter == nil:
+			refuse(path+".clusterID", "has no meaning without reflectors, expected reflectorSelector besides, or none")
+		case out.ClusterID.IsValid() && (!out.ClusterID.Is4() || out.ClusterID.IsUnspecified()):
+			refuse(path+".clusterID", "%q is no cluster ID, expected an IPv4 address other than 0.0.0.0, also where there is only IPv6", m.ClusterID)
+		}
+	}
+	BGPPeer{HoldTime: m.HoldTime, KeepaliveTime: m.KeepaliveTime, ConnectRetryTime: m.ConnectRetryTime, GracefulRestart: m.GracefulRestart}.times(path, &out.Session, refuse)
+	if c.Addresses != nil {
+		out.ServiceRanges = map[bgp.Kind][]netip.Prefix{bgp.ExternalIPs: c.Addresses.ExternalIPs, bgp.LoadBalancerIPs: c.Addresses.LoadBalancerIPs}
 	}
 	return out
 }
@@ -299,6 +353,8 @@ func (a BGPAnnouncement) check(path string, c *bgp.Config, refuse refuse) (out b
 	out.Attributes.Prepend = uint8(number(path+".asPathPrepend", &a.ASPathPrepend, 0, 0, mostPrepend, refuse))
 	if i := slices.IndexFunc(c.Peers, func(p bgp.PeerConfig) bool { return p.ASN == c.ASN }); i >= 0 && a.ASPathPrepend > 0 {
 		refuse(path+".asPathPrepend", "can't be told to the iBGP peer bgp.peers[%d], which refuses a path with its own ASN; expected localPref, or peers of other ASNs alone", i)
+	} else if c.Mesh != nil && a.ASPathPrepend > 0 {
+		refuse(path+".asPathPrepend", "can't be told to other nodes (bgp.mesh), which refuse a path with their own ASN; expected localPref, or no mesh")
 	}
 	return out
 }

@@ -23,13 +23,15 @@ var (
 	descPeer      = prometheus.NewDesc("fairway_bgp_peer_info", "1, with what is known of a BGP peer as labels.", []string{"peer", "asn", "state", "graceful_restart", "last_error"}, nil)
 	descAnnounced = prometheus.NewDesc("fairway_bgp_announced_prefixes", "Prefixes announced to a BGP peer.", []string{"peer", "ip_family"}, nil)
 	descReceived  = prometheus.NewDesc("fairway_bgp_received_prefixes", "Prefixes that a BGP peer sends.", []string{"peer", "ip_family"}, nil)
+	descMesh      = prometheus.NewDesc("fairway_bgp_mesh_sessions", "Sessions with other nodes (bgp.mesh), by their state.", []string{"state"}, nil)
+	descFromMesh  = prometheus.NewDesc("fairway_bgp_mesh_received_prefixes", "Prefixes that other nodes send.", []string{"ip_family"}, nil)
 	descCrashes   = prometheus.NewDesc("fairway_bgp_crashes_total", "Times that the BGP process ended without being asked to.", nil, nil)
 	descImported  = prometheus.NewDesc("fairway_bgp_imported_routes", "Routes in the kernel to prefixes that BGP peers send.", []string{"ip_family"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (bgpCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived, descCrashes, descImported} {
+	for _, d := range []*prometheus.Desc{descSession, descPeer, descAnnounced, descReceived, descMesh, descFromMesh, descCrashes, descImported} {
 		ch <- d
 	}
 }
@@ -43,7 +45,16 @@ func (c bgpCollector) Collect(ch chan<- prometheus.Metric) {
 	for i, n := range c.imported() {
 		gauge(descImported, float64(n), cluster.Families[i].String())
 	}
-	for _, s := range c.sessions() {
+	mesh, others := countMesh(c.sessions())
+	if len(mesh.byState) > 0 {
+		for i, n := range mesh.received {
+			gauge(descFromMesh, float64(n), cluster.Families[i].String())
+		}
+	}
+	for state, n := range mesh.byState {
+		gauge(descMesh, float64(n), state)
+	}
+	for _, s := range others {
 		peer := s.Peer.Address.String()
 		gauge(descSession, boolean(s.Up()), peer)
 		gauge(descPeer, 1, peer, strconv.FormatUint(uint64(s.Peer.ASN), 10), s.State, strconv.FormatBool(s.GracefulRestart), s.LastError)

@@ -29,6 +29,8 @@ type bgpStatus struct {
 type bgpPeerStatus struct {
 	Address netip.Addr `json:"address"`
 	ASN     uint32     `json:"asn"`
+	// Node is the node that the peer is; empty for a router.
+	Node string `json:"node,omitempty"`
 	// State is that of RFC 4271 in lower case, or no-password.
 	State string `json:"state"`
 	// Since is when the session came up or was lost, or when the peer was added if neither has happened.
@@ -124,7 +126,7 @@ func (p *bgpPart) serveStatus(w http.ResponseWriter, _ *http.Request) {
 }
 
 func peerStatus(s speaker.Session) bgpPeerStatus {
-	p := bgpPeerStatus{Address: s.Peer.Address, ASN: s.Peer.ASN, State: s.State, Since: s.Since, Prefixes: map[string]bgpPrefixes{},
+	p := bgpPeerStatus{Address: s.Peer.Address, ASN: s.Peer.ASN, Node: s.Peer.Node, State: s.State, Since: s.Since, Prefixes: map[string]bgpPrefixes{},
 		LastError: s.LastError, PasswordError: s.PasswordError, Settings: s.Peer.String(),
 		GracefulRestart: bgpRestartStatus{Enabled: s.Peer.RestartTime > 0, KeepsRoutes: s.GracefulRestart}}
 	for i, f := range cluster.Families {

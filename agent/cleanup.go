@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
 	"github.com/fairway-net/fairway/agent/snapshot"
 	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes"
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/process"
 	"github.com/fairway-net/fairway/routes/rtnl"
@@ -85,11 +87,13 @@ func farewell(ctx context.Context, o CleanupOptions, out io.Writer) (err error) 
 			s = saved
 		}
 	}
-	table, _ := bgp.Plan(s, *o.BGP, nil, nil)
+	table, _ := bgp.Plan(s, *o.BGP, &routes.Table{}, nil)
 	if !table.RouterID.IsValid() {
 		return errors.New("the BGP peers may send to this node for some time: its BGP identifier is not known here; right would be bgp.routerID, or what the agent has saved in stateDir")
 	}
 	table.Paths, table.Draining, table.Import = nil, nil, nil
+	// Of other nodes, reflectors alone keep anything.
+	table.Peers = slices.DeleteFunc(table.Peers, func(p bgp.Peer) bool { return p.Node != "" && p.RestartTime == 0 })
 	for i := range table.Peers {
 		table.Peers[i].RestartTime = 0
 	}

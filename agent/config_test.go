@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,7 +200,7 @@ func TestNodeName(t *testing.T) {
 	}
 }
 
-// TestBGPExamples: the blocks of docs/bgp.md are good, the second as a part of the first.
+// TestBGPExamples: the blocks of docs/bgp.md are good, the second as a part of the first, the third by itself.
 func TestBGPExamples(t *testing.T) {
 	t.Setenv("NODE_NAME", "n1")
 	text, err := os.ReadFile("../docs/bgp.md")
@@ -207,11 +208,16 @@ func TestBGPExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocks := strings.Split(string(text), "```yaml\n")
-	if len(blocks) != 3 {
-		t.Fatalf("docs/bgp.md has %d blocks of YAML, expected 2", len(blocks)-1)
+	if len(blocks) != 4 {
+		t.Fatalf("docs/bgp.md has %d blocks of YAML, expected 3", len(blocks)-1)
+	}
+	mesh, _, _ := strings.Cut(blocks[3], "```")
+	if c, err := configure(t, mesh); err != nil || c.BGP.ListenPort != 179 || !slices.Equal(c.BGP.Mesh.ReflectorSelector, []string{"fairway.dev/reflector=true"}) ||
+		len(c.BGP.Mesh.ServiceRanges[bgp.LoadBalancerIPs]) != 1 || c.BGP.Mesh.Session.RestartTime != 2*time.Minute {
+		t.Errorf("%+v, %v", c.BGP, err)
 	}
 	whole := ""
-	for _, b := range blocks[1:] {
+	for _, b := range blocks[1:3] {
 		block, _, _ := strings.Cut(b, "```")
 		whole += block
 	}
@@ -327,6 +333,13 @@ func TestBGPRefused(t *testing.T) {
 		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], ge: 8}]":                                                     "bgp.import[0].ge: 8 is out of range, expected 12 to 32",
 		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], le: 33}]":                                                    "bgp.import[0].le: 33 is out of range, expected 12 to 32",
 		"asn: 64512, " + peer + ", import: [{prefixes: [172.16.0.0/12], ge: 24, le: 16}]":                                            "bgp.import[0].le: 16 is less than ge, which is 24",
+		"asn: 64512, mesh: {clusterID: 10.0.0.1}":                                                                                    "bgp.mesh.clusterID: has no meaning without reflectors",
+		"asn: 64512, mesh: {reflectorSelector: {a: b}, clusterID: \"::1\"}":                                                          "bgp.mesh.clusterID: \"::1\" is no cluster ID, expected an IPv4 address",
+		"asn: 64512, mesh: {reflectorSelector: {\"\": b}}":                                                                           "bgp.mesh.reflectorSelector: \"\" is no key",
+		"asn: 64512, mesh: {holdTime: 2s}":                                                                                           "bgp.mesh.holdTime: 2s is out of range",
+		"asn: 64512, mesh: {maxPrefixes: 0}":                                                                                         "bgp.mesh.maxPrefixes: 0 is out of range",
+		"asn: 64512, mesh: {port: 1}":                                                                                                "unknown field \"bgp.mesh.port\"",
+		"asn: 64512, mesh: {}, announce: [{addresses: [PodCIDRs], asPathPrepend: 1}]":                                                "bgp.announce[0].asPathPrepend: can't be told to other nodes",
 		"asn: 64512, " + peer + ", announce: [{}]":                                                                                   "bgp.announce[0].addresses: are none, expected some of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [pods]}]":                                                                  "bgp.announce[0].addresses[0]: \"pods\" is unknown, expected one of PodCIDRs,",
 		"asn: 64512, " + peer + ", announce: [{addresses: [PodCIDRs]}, {addresses: [ClusterIPs, PodCIDRs]}]":                         "bgp.announce[1].addresses[1]: PodCIDRs is there twice",

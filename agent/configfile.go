@@ -165,9 +165,9 @@ func takeUnknown(fields map[string]any, known reflect.Type) (paths []string) {
 	return paths
 }
 
-// structOf returns the struct that a field is, or is a list of; nil for any other.
+// structOf returns the struct that a field is, points to, or is a list of; nil for any other.
 func structOf(t reflect.Type) reflect.Type {
-	if t.Kind() == reflect.Slice {
+	if t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	if t.Kind() != reflect.Struct {
@@ -188,7 +188,7 @@ func sections(name string, value any, t reflect.Type) iter.Seq2[string, map[stri
 					return
 				}
 			}
-		case !isList && t.Kind() == reflect.Struct:
+		case !isList && t.Kind() != reflect.Slice:
 			if section, ok := value.(map[string]any); ok {
 				yield(name, section)
 			}

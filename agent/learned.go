@@ -146,6 +146,9 @@ func toldAll(sessions []speaker.Session, began, now time.Time) bool {
 	}
 	// A speaker that has not begun has no sessions.
 	return len(sessions) > 0 && !slices.ContainsFunc(sessions, func(s speaker.Session) bool {
+		if s.Peer.Node != "" {
+			return false // nothing is imported from nodes
+		}
 		if !s.Up() {
 			return !s.BeenUp // one that was lost has taken along what it had told, or gobgp keeps it
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-net/fairway/agent/source/kube"
 	"github.com/fairway-net/fairway/proxy/iptables"
 	"github.com/fairway-net/fairway/proxy/netfilter"
+	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
 
@@ -239,7 +240,9 @@ func TestMetricsAreDocumented(t *testing.T) {
 		return map[string]uint64{iptables.InvalidCounter: 1, iptables.LocalhostCounter: 1}, nil
 	}})
 	r.m.registry.MustRegister((&rereader{}).metric())
-	r.m.registry.MustRegister(bgpCollector{func() []speaker.Session { return []speaker.Session{{Families: [2]bool{true, false}}} }, func() uint64 { return 1 }, func() [2]int { return [2]int{} }})
+	r.m.registry.MustRegister(bgpCollector{func() []speaker.Session {
+		return []speaker.Session{{Families: [2]bool{true, false}}, {Peer: bgp.Peer{Node: "n2"}, State: "idle"}}
+	}, func() uint64 { return 1 }, func() [2]int { return [2]int{} }})
 	have := map[string]string{}
 	for name, f := range byName(r.m.registry.Gather()) {
 		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {

@@ -47,7 +47,7 @@ func (p *routesPart) Sync(ctx context.Context, plan *Plan, _ bool) (Report, erro
 	}
 	r, err := apply(ctx, plan.Routes)
 	changes := len(r.Added) + len(r.Replaced) + len(r.Deleted)
-	report := Report{Wrote: changes > 0, Drift: changes, Notes: r.Notes}
+	report := Report{Wrote: changes > 0, Drift: changes, Full: true, Notes: r.Notes}
 	return report, errors.Join(err, rtnl.EnsureForwarding(forwarded(plan.Snapshot, p.nodeName)...))
 }
 

@@ -124,7 +124,7 @@ func MakePlan(s *cluster.Snapshot, c Config, facts Facts, prev *Plan) *Plan {
 		p.Services[i] = Services{Family: f, Table: t, Options: o, Rules: iptables.Render(t, o, memo.Rules)}
 		p.Notes = append(p.Notes, notes...)
 	}
-	announced, notes := announcements(s, c, p.Routes.Own, p.Services)
+	announced, notes := announcements(s, c, p.Routes, p.Services)
 	p.BGP, p.Notes = announced, append(p.Notes, notes...)
 	p.Notes = cluster.SortNotes(p.Notes)
 	return p

@@ -54,9 +54,28 @@ func findNeighbours(proc string) (n neighbours, err error) {
 		return n, fmt.Errorf("look for kube-proxy: %w", err)
 	}
 	n.partial = pids != hostPIDs
-	entries, err := os.ReadDir(proc)
+	err = eachProcess(proc, own, func(dir string, pid int, args []string) {
+		switch {
+		case len(args) > 1 && filepath.Base(args[0]) == "fairway" && args[1] == "agent":
+			n.agents = append(n.agents, Process{PID: pid})
+		case isKubeProxy(args):
+			p := Process{PID: pid}
+			p.Mode, p.Why = kubeProxyMode(dir, args)
+			n.kubeProxies = append(n.kubeProxies, p)
+		}
+	})
 	if err != nil {
 		return n, fmt.Errorf("look for kube-proxy: %w", err)
+	}
+	return n, nil
+}
+
+// eachProcess calls visit for the other processes of a network namespace, or of one that can't be told; with their folders and
+// arguments.
+func eachProcess(proc, namespace string, visit func(dir string, pid int, args []string)) error {
+	entries, err := os.ReadDir(proc)
+	if err != nil {
+		return err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -65,23 +84,16 @@ func findNeighbours(proc string) (n neighbours, err error) {
 		}
 		dir := filepath.Join(proc, e.Name())
 		args := commandLine(dir)
-		isProxy, isAgent := isKubeProxy(args), len(args) > 1 && filepath.Base(args[0]) == "fairway" && args[1] == "agent"
-		if !isProxy && !isAgent {
+		if len(args) == 0 {
 			continue
 		}
 		ns, err := os.Readlink(filepath.Join(dir, "ns/net"))
-		if errors.Is(err, fs.ErrNotExist) || err == nil && ns != own {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && ns != namespace {
 			continue
 		}
-		if isAgent {
-			n.agents = append(n.agents, Process{PID: pid})
-			continue
-		}
-		p := Process{PID: pid}
-		p.Mode, p.Why = kubeProxyMode(dir, args)
-		n.kubeProxies = append(n.kubeProxies, p)
+		visit(dir, pid, args)
 	}
-	return n, nil
+	return nil
 }
 
 // commandLine returns the arguments of a process; none of one that has ended, or of the kernel's own.

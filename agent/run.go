@@ -20,6 +20,7 @@ import (
 	"github.com/fairway-net/fairway/proxy/healthd"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 	"github.com/fairway-net/fairway/routes/bgp/process"
+	"github.com/fairway-net/fairway/routes/bgp/speaker"
 	"github.com/fairway-net/fairway/routes/rtnl"
 )
 
@@ -90,7 +91,7 @@ func run(ctx context.Context, o Options) error {
 	var announcer *bgpPart
 	announcer = newBGPPart(o.Config.NodeName, parts, process.New(process.Options{
 		Changed: func(peer netip.Addr, up bool) {
-			announceSession(w.reporter.Event, self, peer, up)
+			announcer.announceSession(w.reporter.Event, self, peer, up)
 			l.kick(bgpName)
 		},
 		Received: func() { l.kick(learnedName) },
@@ -132,7 +133,7 @@ func run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	serving = append(serving, o.listening(l, announcer)...)
+	serving = append(serving, o.listening(l, announcer, &patient{loop: l, version: o.Version, lost: w.lost, absent: backend.Missing, dropsInvalid: facts.DropInvalid})...)
 	w.reporter.Event(self, "Normal", "Starting", "fairway "+o.Version+" is starting")
 	if l.saver != nil {
 		serving = append(serving, l.saver.run)
@@ -230,9 +231,13 @@ func (o Options) servers(ctx context.Context, w world, self cluster.Ref, l *loop
 
 // listening returns the tasks that take what an operator says while the agent runs: at the control socket, and by the
 // configuration's files.
-func (o Options) listening(l *loop, announcer *bgpPart) (tasks []func(context.Context) error) {
+func (o Options) listening(l *loop, announcer *bgpPart, self *patient) (tasks []func(context.Context) error) {
 	if path := o.Config.ControlSocket; path != "" {
-		socket := &controlSocket{path: path, handler: controlHandler(announcer, l.kick), again: serveAgain, failed: func(err error) {
+		self.sessions = func() ([]speaker.Session, error) {
+			_, _, sessions, err := announcer.sessions()
+			return sessions, err
+		}
+		socket := &controlSocket{path: path, handler: withDoctor(self, controlHandler(announcer, l.kick)), again: serveAgain, failed: func(err error) {
 			l.remark("socket", socketNotes(o.Config.NodeName, path, err)...)
 		}}
 		tasks = append(tasks, socket.run)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/doctor"
 	"github.com/fairway-net/fairway/proxy/netfilter"
 )
 
@@ -25,6 +26,7 @@ type status struct {
 	parts    map[string]*partStatus
 	// remarks are the Notes of what is neither the Plan nor a Part, by who makes them.
 	remarks map[string][]cluster.Note
+	repairs repairLog
 	started time.Time
 	// beaten is when the loop last showed that it goes round.
 	beaten time.Time
@@ -39,6 +41,8 @@ type partStatus struct {
 	// whoever watches it had nothing to tell. doubt is that it may have been changed since.
 	verified time.Time
 	doubt    bool
+	// audited is when all of it was last read back and compared.
+	audited time.Time
 	// running is since when a Sync runs; zero when none does.
 	running time.Time
 	// queued is when the latest goal was set.
@@ -82,6 +86,7 @@ func newStatus(parts []Part, syncPeriod time.Duration) *status {
 func (s *status) queued(g goal, node *cluster.Node, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.repairs.lost(s.plan, g.plan, now)
 	s.revision, s.plan = g.revision, g.plan
 	if node != nil { // a Node object deleted later does not make a working node ineligible
 		s.node = node
@@ -118,6 +123,10 @@ func (s *status) done(o outcome) []cluster.Note {
 		p.notes = o.report.Notes
 	}
 	p.quarantined = o.report.Quarantined
+	s.repairs.add(o)
+	if o.err == nil && o.report.Full {
+		p.audited = o.end
+	}
 	if o.err != nil && p.pending.IsZero() {
 		p.pending = o.start // the kernel is not as planned, or it is not known
 	}
@@ -181,6 +190,7 @@ type view struct {
 	notes    []cluster.Note
 	plan     *Plan
 	parts    map[string]partStatus
+	repairs  []doctor.Repair
 	started  time.Time
 	beaten   time.Time
 }
@@ -188,7 +198,7 @@ type view struct {
 func (s *status) view() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{staleAfter: s.staleAfter, iptables: s.iptables, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, started: s.started, beaten: s.beaten}
+	v := view{staleAfter: s.staleAfter, iptables: s.iptables, revision: s.revision, node: s.node, notes: s.notes, plan: s.plan, parts: map[string]partStatus{}, repairs: s.repairs.list(), started: s.started, beaten: s.beaten}
 	for name, p := range s.parts {
 		v.parts[name] = p.now()
 	}

@@ -39,7 +39,7 @@ func Plan(s *cluster.Snapshot, c Config) (*Table, []cluster.Note) {
 		}
 	}
 	slices.SortFunc(p.routes, Compare)
-	return &Table{Routes: p.routes, Own: p.held()}, cluster.SortNotes(p.notes)
+	return &Table{Routes: p.routes, Own: p.held(), Held: p.heldByAll()}, cluster.SortNotes(p.notes)
 }
 
 // A member is a node with its claims.
@@ -142,6 +142,17 @@ func (p *planner) held() []netip.Prefix {
 		}
 	}
 	return ranges
+}
+
+// heldByAll are the podCIDRs of all nodes that other nodes route to them.
+func (p *planner) heldByAll() []Held {
+	all := make([]Held, 0, len(p.claims))
+	for _, c := range p.claims {
+		if !c.refused && !c.lost {
+			all = append(all, Held{c.node.Name, c.prefix})
+		}
+	}
+	return all
 }
 
 // byAge returns the nodes from the oldest to the youngest. Creation times have whole seconds, so nodes of one second

@@ -164,6 +164,14 @@ type Table struct {
 	// Own are this node's own podCIDRs, but for those that other nodes do not route to it, for the reasons that a route is
 	// refused for.
 	Own []netip.Prefix
+	// Held are those of all nodes, from the oldest node to the youngest.
+	Held []Held
+}
+
+// Held is a podCIDR and the node that it is routed to, wherever that is.
+type Held struct {
+	Node   string
+	Prefix netip.Prefix
 }
 
 // Lines returns the routes as [Route.String] does, one a line, each line ended; nothing for an empty Table.

@@ -39,7 +39,7 @@ var fences = []fence{
 }
 
 // pure are packages that decide and do no I/O; what they may import of the standard library is limited.
-var pure = []string{"agent/cluster", "routes", "routes/bgp", "proxy", "proxy/iptables"}
+var pure = []string{"agent/cluster", "agent/doctor", "routes", "routes/bgp", "proxy", "proxy/iptables"}
 
 var impure = []string{"os", "net", "net/http", "syscall", "io/ioutil", "golang.org/x/sys/unix", "k8s.io/klog/v2"}
 

@@ -146,6 +146,11 @@ func (n *Node) HasLabel(label string) bool {
 	return ok
 }
 
+// HasLabels tells whether the Node has all of the labels.
+func (n *Node) HasLabels(labels []string) bool {
+	return !slices.ContainsFunc(labels, func(l string) bool { return !n.HasLabel(l) })
+}
+
 // Ref names the Node in a Note.
 func (n *Node) Ref() Ref { return Ref{Kind: "Node", Name: n.Name, UID: n.UID} }
 

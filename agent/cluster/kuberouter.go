@@ -22,6 +22,10 @@ type KubeRouterNode struct {
 	Prepend    uint8
 	// ImportReject are networks that no route learned may be in (node.bgp.customimportreject), masked.
 	ImportReject []netip.Prefix
+	// ReflectorClusterID makes the Node a route reflector of that cluster ID (rr.server), an IPv4 address; the zero Addr when it does not.
+	// ReflectorClient tells that it is a client of reflectors (rr.client).
+	ReflectorClusterID netip.Addr
+	ReflectorClient    bool
 	// Notes tell what of the annotations was not taken over.
 	Notes []Note
 }

@@ -74,6 +74,11 @@ const (
 	// ReasonImportRefused: a prefix that a BGP peer announces, inside the ranges to be imported, gets no route or not all of its
 	// next hops: it is a default route or part of the cluster's own networks, or the next hop is on no link of the node.
 	ReasonImportRefused = "ImportRefused"
+	// ReasonBGPMeshIncomplete: some of the BGP sessions between nodes that the configuration asks for can't be, or what is announced is
+	// not passed on.
+	ReasonBGPMeshIncomplete = "BGPMeshIncomplete"
+	// ReasonBGPMeshLarge: so many nodes have a BGP session each with each that route reflectors would be right.
+	ReasonBGPMeshLarge = "BGPMeshLarge"
 	// ReasonBGPHeldBack: the BGP process has crashed repeatedly, and is begun again after a pause.
 	ReasonBGPHeldBack = "BGPHeldBack"
 )

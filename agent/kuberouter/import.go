@@ -30,7 +30,7 @@ const (
 // An Import is what was made of kube-router's flags and annotations.
 type Import struct {
 	Configuration agent.AgentConfiguration
-	// Commands are for the operator, in order: what of the cluster takes the place of annotations.
+	// Commands are for the operator, in order: what of the cluster, Services and Nodes, takes the place of annotations.
 	Commands []string
 	// Remarks say what has no equivalent, and what to look at.
 	Remarks []string
@@ -106,17 +106,61 @@ func (i *importer) bgp() {
 	i.announce(b)
 	b.Peers = i.globalPeers()
 	i.annotatedNodes(b)
-	if len(b.Peers) == 0 && !b.KubeRouterAnnotations {
+	i.mesh(b)
+	if len(b.Peers) == 0 && b.Mesh == nil && !b.KubeRouterAnnotations {
 		i.Configuration.BGP = agent.BGPConfiguration{}
 		i.remark("There is no section bgp: no flag and no annotation names a router, and between nodes fairway needs no BGP.")
 		return
 	}
-	if f.on("enable-ibgp") {
-		i.remark("The iBGP mesh (--enable-ibgp, --nodes-full-mesh) is not needed: each node makes the routes to the others' podCIDRs from the Node objects.")
+	if f.on("enable-ibgp") && b.Mesh == nil {
+		i.remark("The iBGP mesh (--enable-ibgp, --nodes-full-mesh) is not needed: each node makes the routes to the others' podCIDRs from the Node objects. If something else learns from it, add bgp.mesh.")
 	}
-	if port := f.number("bgp-port", 179); len(b.Peers) > 0 {
+	if port := f.number("bgp-port", 179); len(b.Peers) > 0 && b.Mesh == nil {
 		i.remark("fairway connects to the routers. If one of them is set to connect to the nodes alone, add bgp.listenPort: %d.", port)
 	}
+}
+
+const (
+	reflectorLabel = "fairway.dev/reflector"
+	// meshPort is where nodes listen while some of them still have kube-router, which has the other port.
+	meshPort = 1790
+)
+
+// mesh has nodes speak BGP with each other where somebody has asked kube-router for that by name, or annotations make nodes route reflectors.
+func (i *importer) mesh(b *agent.BGPConfiguration) {
+	f := i.flags
+	ids := map[netip.Addr]bool{}
+	var labels []string
+	for _, n := range i.snapshot.Nodes {
+		if n.KubeRouter != nil && n.KubeRouter.ReflectorClusterID.IsValid() {
+			ids[n.KubeRouter.ReflectorClusterID] = true
+			labels = append(labels, fmt.Sprintf("kubectl label node %s %s=true", n.Name, reflectorLabel))
+		}
+	}
+	_, asked := f.given["nodes-full-mesh"]
+	if !f.on("enable-ibgp") || len(ids) == 0 && !(asked && f.on("nodes-full-mesh")) {
+		return
+	}
+	b.Mesh = &agent.BGPMesh{NodeSelector: maps.Clone(i.only), HoldTime: agent.Duration(f.duration("bgp-holdtime"))}
+	b.ListenPort = f.number("bgp-port", 0)
+	if len(i.only) > 0 {
+		b.ListenPort = meshPort
+		i.remark("bgp.listenPort: kube-router has port %d as long as it is there, so nodes with fairway have their sessions with each other at %d. Another port counts when the agent is restarted.", f.number("bgp-port", 179), meshPort)
+	}
+	if len(ids) == 0 {
+		return
+	}
+	b.Mesh.ReflectorSelector = map[string]string{reflectorLabel: "true"}
+	maps.Copy(b.Mesh.ReflectorSelector, i.only)
+	i.Commands = append(i.Commands, labels...)
+	if len(ids) > 1 {
+		i.remark("bgp.mesh.clusterID: the annotations kube-router.io/rr.server have several; here each reflector has its BGP identifier, and all other nodes are clients of all reflectors.")
+		return
+	}
+	for id := range ids {
+		b.Mesh.ClusterID = id.String()
+	}
+	i.remark("bgp.mesh: all nodes but the reflectors are their clients, with kube-router.io/rr.client or without.")
 }
 
 // announce sets what routers are told.
@@ -451,7 +495,7 @@ func (i *Import) Write(w io.Writer) error {
 			b.WriteString("# - " + strings.ReplaceAll(line, "\n", " ") + "\n")
 		}
 	}
-	section("What Services say by annotations, in fairway's words; once it counts, kube-router's annotations can go:", i.Commands)
+	section("What Services and Nodes say by annotations, in fairway's words; once it counts, kube-router's annotations can go:", i.Commands)
 	section("What has no equivalent, and what to look at:", i.Remarks)
 	b.Write(text)
 	_, err = io.WriteString(w, b.String())

@@ -88,6 +88,11 @@ spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}]}
 			peers: "peer 192.0.2.9:179 AS 64512 IPv4 hold 30s keepalive 10s retry 5s\n", announced: "PodCIDRs", says: []string{"would refuse the path"}},
 		{name: "Services", args: []string{"--advertise-cluster-ip", "--advertise-loadbalancer-ip"}, nodes: []string{peers}, more: service, peers: "peer 192.0.2.1:179 AS 64500 IPv4 password hold 30s keepalive 10s retry 5s\n", announced: "PodCIDRs ClusterIPs LoadBalancerIPs",
 			says: []string{"# - kubectl -n default annotate service web fairway.dev/announce=ClusterIPs\n", `# - kubectl -n default patch service web -p '{"spec":{"externalTrafficPolicy":"Local"}}'`, "Service default/web: annotation kube-router.io/service.scheduler does not count"}},
+		{name: "a full mesh that was asked for", args: []string{"--nodes-full-mesh=true", "--bgp-holdtime=60s"}, nodes: []string{"", ""},
+			peers: "peer 192.0.2.12:179 AS 64512 IPv4 from 192.0.2.11 hold 1m0s keepalive 20s retry 5s passive # node n2\n", announced: "PodCIDRs", says: []string{"  mesh:\n    holdTime: 1m0s\n"}, not: []string{"is not needed"}},
+		{name: "route reflectors", nodes: []string{`kube-router.io/rr.server: "42"`, `kube-router.io/rr.client: "42"`, ""},
+			says:  []string{"# - kubectl label node n1 fairway.dev/reflector=true\n", "clusterID: 0.0.0.42", "fairway.dev/reflector: \"true\"", "all nodes but the reflectors are their clients"},
+			peers: "", announced: "PodCIDRs", not: []string{"is not needed", "is not there"}},
 		{name: "what is wrong", args: []string{"--peer-router-ips=192.0.2.1,192.0.2.2", "--peer-router-asns=64500", "--run-firewall=maybe", "start"}, nodes: []string{""},
 			says: []string{"--peer-router-ips has 2 items, --peer-router-asns 1", `--run-firewall is "maybe", expected true or false`, `"start" is no flag`}},
 		{name: "no router, no proxy", args: []string{"--run-router=false", "--run-service-proxy=false", "--enable-cni=false", "--enable-bfd"}, nodes: []string{peers}, says: []string{"--run-router=false: there is no section bgp", "if kube-proxy does now", "there is no BFD"}, not: []string{"bgp:\n", "kube-bridge\n"}},
@@ -125,7 +130,10 @@ spec: {type: LoadBalancer, clusterIP: 10.96.0.1, ports: [{port: 80}]}
 // TestOnly: the peers are those of nodes with a label, also those of one node.
 func TestOnly(t *testing.T) {
 	s := load(t, []string{peers, ""}, "")
-	text, _ := written(t, New(nil, s, map[string]string{"fairway.dev/router": "fairway"}), "n1")
+	text, _ := written(t, New([]string{"--nodes-full-mesh"}, s, map[string]string{"fairway.dev/router": "fairway"}), "n1")
+	if want := "  listenPort: 1790\n  mesh:\n    nodeSelector:\n      fairway.dev/router: fairway\n"; !strings.Contains(text, want) {
+		t.Errorf("%q is not in\n%s", want, text)
+	}
 	if !strings.Contains(text, "    nodeSelector:\n      fairway.dev/router: fairway\n      kubernetes.io/hostname: host1\n") {
 		t.Errorf("the selectors are missing in\n%s", text)
 	}

@@ -121,11 +121,28 @@ func kubeRouterNode(about cluster.Ref, of map[string]string) *cluster.KubeRouter
 	}
 	n.Communities = a.communities()
 	n.PrependASN, n.Prepend = a.prepend()
-	a.absent("rr.server", "right would be bgp in the agent's configuration")
-	a.absent("rr.client", "right would be bgp in the agent's configuration")
+	n.ReflectorClusterID = a.clusterID("rr.server")
+	n.ReflectorClient = a.clusterID("rr.client").IsValid()
 	a.absent("bgp-local-addresses", "right would be bgp.listenPort in the agent's configuration, at which the agent listens on every address")
 	n.Notes = a.all()
 	return n
+}
+
+// clusterID reads a cluster ID, which is a number or an IPv4 address; the zero Addr without.
+func (a *annotations) clusterID(name string) netip.Addr {
+	text, given := a.get(name)
+	if !given {
+		return netip.Addr{}
+	}
+	if ip, ok := parseAddr(text); ok && ip.Is4() && !ip.IsUnspecified() {
+		return ip
+	}
+	n, err := strconv.ParseUint(text, 0, 32)
+	if err != nil || n == 0 {
+		a.wrong(name, "has %s, which is not a cluster ID: a number from 1 to 4294967295, or an IPv4 address", quoted(text))
+		return netip.Addr{}
+	}
+	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
 }
 
 // communities reads the communities that are added to what is announced.

@@ -71,8 +71,11 @@ func TestKubeRouterNode(t *testing.T) {
 		{name: "one of two wins", in: map[string]string{"pod-cidr": "10.244.8.0/24", "pod-cidrs": "10.244.9.0/24"}, want: cluster.KubeRouterNode{PodCIDRs: []netip.Prefix{cidr("10.244.8.0/24")}}},
 		{name: "unless it is none", in: map[string]string{"pod-cidr": "10.244.8.0/33", "pod-cidrs": "10.244.9.0/24"}, want: cluster.KubeRouterNode{PodCIDRs: []netip.Prefix{cidr("10.244.9.0/24")}},
 			notes: []string{`annotation kube-router.io/pod-cidr has "10.244.8.0/33", which is not a CIDR`}},
-		{name: "what there is not", in: map[string]string{"rr.server": "1", "rr.client": "1", "bgp-local-addresses": "192.0.2.11"},
-			notes: []string{"NotSupported: annotation kube-router.io/rr.server does not count", "annotation kube-router.io/rr.client does not count", "annotation kube-router.io/bgp-local-addresses does not count"}},
+		{name: "a route reflector", in: map[string]string{"rr.server": "42"}, want: cluster.KubeRouterNode{ReflectorClusterID: ip("0.0.0.42")}},
+		{name: "a client of reflectors", in: map[string]string{"rr.server": "10.0.0.1", "rr.client": "0x0a000002"}, want: cluster.KubeRouterNode{ReflectorClusterID: ip("10.0.0.1"), ReflectorClient: true}},
+		{name: "no cluster IDs", in: map[string]string{"rr.server": "yes", "rr.client": "0"}, notes: []string{`annotation kube-router.io/rr.server has "yes", which is not a cluster ID`, `annotation kube-router.io/rr.client has "0", which is not a cluster ID`}},
+		{name: "what there is not", in: map[string]string{"bgp-local-addresses": "192.0.2.11"},
+			notes: []string{"NotSupported: annotation kube-router.io/bgp-local-addresses does not count"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o, err := Convert(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: withPrefix(c.in)}})

@@ -10,7 +10,7 @@ import (
 	"github.com/fairway-net/fairway/routes/bgp/process"
 )
 
-// cantAsk is the code with which fairway bgp ends when it has no answer; 1 means that not all sessions are up.
+// cantAsk is the code with which fairway bgp and fairway doctor end when they have no answer; 1 means that something is not as it should be.
 const cantAsk = 2
 
 // An exitError is an error that ends the program with a code of its own.
@@ -52,15 +52,15 @@ The exit code is 0 when all sessions are up, 1 when some are not, 2 when there i
 	routes.Flags().StringVar(&q.Peer, "peer", "", "`address` of the peer whose routes are printed; all without")
 	c.AddCommand(routes)
 	for _, c := range []*cobra.Command{c, routes} {
-		answerOrFail(c)
+		answerOrFail(c, agent.ErrSessionsDown)
 	}
 	return c
 }
 
-// answerOrFail gives the errors of a command the code cantAsk, unless they are about sessions that are down.
-func answerOrFail(c *cobra.Command) {
+// answerOrFail gives the errors of a command the code cantAsk, but for the one that is an answer.
+func answerOrFail(c *cobra.Command, bad error) {
 	coded := func(err error) error {
-		if err == nil || errors.Is(err, agent.ErrSessionsDown) {
+		if err == nil || errors.Is(err, bad) {
 			return err
 		}
 		return exitError{err, cantAsk}

@@ -38,7 +38,7 @@ func newCommand() *cobra.Command {
 	klog.InitFlags(logs)
 	root.PersistentFlags().AddGoFlag(logs.Lookup("v"))
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), importKubeRouterCommand(), bgpCommand(), leaveCommand(), cleanupCommand(), versionCommand(), speakerCommand())
+	root.AddCommand(agentCommand(), renderCommand(), takeoverCommand(), importKubeRouterCommand(), doctorCommand(), bgpCommand(), leaveCommand(), cleanupCommand(), versionCommand(), speakerCommand())
 	return root
 }
 

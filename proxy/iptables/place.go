@@ -51,6 +51,13 @@ func (t *Table) Above(builtin string) (rules []string) {
 // deciding are the targets that end a packet's way through a built-in chain.
 var deciding = [...]string{"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SYNPROXY"}
 
+// Refuses tells that a rule, as iptables-save prints it, drops or rejects what it applies to.
+func Refuses(rule string) bool {
+	words := strings.Fields(unquoted(rule))
+	i := slices.Index(words, "-j")
+	return i >= 0 && i+1 < len(words) && (words[i+1] == "DROP" || words[i+1] == "REJECT")
+}
+
 func decides(rule string) bool {
 	words := strings.Fields(unquoted(rule))
 	i := slices.Index(words, "-j")

@@ -30,6 +30,7 @@ type rule struct {
 	matches []match
 	target  string
 	options map[string]string // of the target
+	asksOut bool              // for the interface that a packet leaves by
 }
 
 // A match tells whether a rule applies: no, yes, or with a probability.
@@ -141,6 +142,7 @@ func (r *rule) words(words []string) error {
 		if len(words) < take {
 			return fmt.Errorf("%s lacks a value", option)
 		}
+		r.asksOut = r.asksOut || option == "-o"
 		rcheck = rcheck || option == "--rcheck"
 		if option == "--name" && rcheck { // of -m recent
 			option = "--rcheck"
@@ -198,7 +200,7 @@ func newMatch(option string, values []string) (match, error) {
 	case "-i":
 		return func(s *state) float64 { return is(sameInterface(value, s.in)) }, nil
 	case "-o":
-		return nil, fmt.Errorf("output interfaces are not known here")
+		return func(s *state) float64 { return is(sameInterface(value, s.out)) }, nil
 	case "-p":
 		return func(s *state) float64 { return is(s.protocol.String() == value) }, nil
 	case "--dport":
@@ -306,9 +308,15 @@ func markAndMask(value string) (mark, mask uint32, err error) {
 	return uint32(a), uint32(b), err
 }
 
+// watches tells whether a target does nothing to packets.
+func watches(target string) bool { return target == "LOG" || target == "NFLOG" }
+
 func (r *rule) setTarget(words []string) error {
 	r.target = words[0]
 	r.options = map[string]string{}
+	if watches(r.target) {
+		return nil
+	}
 	for words = words[1:]; len(words) > 0; {
 		switch words[0] {
 		case "--random-fully", "--random", "--persistent":

@@ -295,6 +295,32 @@ func TestTrace(t *testing.T) {
 	}
 }
 
+// TestLeaves: rules may ask for the interface that a packet leaves by, and look at packets without doing anything.
+func TestLeaves(t *testing.T) {
+	rules, err := trace.Parse(cluster.IPv4, `*filter
+:FORWARD DROP [0:0]
+-A FORWARD -m comment --comment "all" -j LOG --log-prefix "forward: " --log-level 4
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -o eth+ -j ACCEPT
+COMMIT
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for out, want := range map[string]string{"eth0": "accept", "docker0": "drop", "": "output interfaces are not known here"} {
+		got := ""
+		outcomes, err := rules.Trace(trace.Packet{Protocol: cluster.TCP, Src: netip.MustParseAddrPort("192.0.2.1:1"), Dst: netip.MustParseAddrPort("192.0.2.2:2"), In: "docker0", Out: out}, node)
+		if err != nil {
+			got = err.Error()
+		} else if len(outcomes) == 1 {
+			got = string(outcomes[0].Verdict)
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("out of %q: %s, want %s", out, got, want)
+		}
+	}
+}
+
 // TestNotUnderstood: a rule that is not understood is an error, when a packet gets to it.
 func TestNotUnderstood(t *testing.T) {
 	for _, c := range []struct{ rule, want string }{

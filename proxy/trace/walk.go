@@ -16,6 +16,8 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	// In is the interface that it comes in on; empty for a packet that a process of this node sends.
 	In string
+	// Out is the interface that it leaves by when it is forwarded, if that is known; a rule that asks for it is an error when it is not.
+	Out string
 	// Invalid makes it one that conntrack calls INVALID.
 	Invalid bool
 }
@@ -65,7 +67,7 @@ func (o Outcome) String() string {
 type state struct {
 	protocol   cluster.Protocol
 	src, dst   netip.AddrPort
-	in         string
+	in, out    string
 	invalid    bool
 	translated bool
 	masquerade bool
@@ -90,7 +92,7 @@ const maxDepth = 64
 // Trace returns what becomes of a packet: Outcomes whose shares add up to one, the likeliest first. Outcomes that differ
 // in nothing but their rules are given as one. The error names a rule that is not understood.
 func (r *Rules) Trace(p Packet, n Node) ([]Outcome, error) {
-	s := &state{protocol: p.Protocol, src: p.Src, dst: p.Dst, in: p.In, invalid: p.Invalid, share: 1, local: n.Local, recent: n.Recent}
+	s := &state{protocol: p.Protocol, src: p.Src, dst: p.Dst, in: p.In, out: p.Out, invalid: p.Invalid, share: 1, local: n.Local, recent: n.Recent}
 	if s.recent == nil {
 		s.recent = func(string) bool { return false }
 	}
@@ -163,6 +165,10 @@ func (w *walker) chain(table string, c *chain, i int, s *state, depth int, accep
 			w.err = err
 			return
 		}
+		if r.asksOut && s.out == "" {
+			w.err = fmt.Errorf("rule %q: -o: output interfaces are not known here", r.text)
+			return
+		}
 		applies := r.applies(s)
 		if applies == 0 {
 			continue
@@ -193,6 +199,10 @@ func (r *rule) applies(s *state) float64 {
 // apply does what a rule says to a packet that it applies to.
 func (w *walker) apply(table string, r *rule, s *state, depth int, accept, done, goOn func(*state)) {
 	s.path = append(s.path, r.text)
+	if watches(r.target) {
+		goOn(s)
+		return
+	}
 	switch r.target {
 	case "":
 		goOn(s)

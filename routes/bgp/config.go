@@ -36,6 +36,8 @@ type Config struct {
 	KubeRouter *Peer
 	// ServiceCIDRs are networks that ClusterIPs are from, besides those that the Snapshot has.
 	ServiceCIDRs []netip.Prefix
+	// Mesh has nodes speak BGP with each other; nil for none.
+	Mesh *MeshConfig
 }
 
 // A PeerConfig is a peer of the nodes that have all the labels of its NodeSelector.
@@ -69,6 +71,19 @@ type Peer struct {
 	// RestartTime is for how long the peer is asked to keep the node's routes when the session is lost (graceful restart,
 	// RFC 4724), in whole seconds; 0 for not at all.
 	RestartTime time.Duration
+	// Node is the node that the peer is; empty for a router.
+	Node string
+	// Passive leaves it to the peer to connect.
+	Passive bool
+	// Helps keeps what the peer announces while the peer is restarted, without asking for the same (graceful restart's helper); with a
+	// RestartTime, that is so anyway.
+	Helps bool
+	// ClusterID makes the peer a client of this node, which is a route reflector of this cluster ID (RFC 4456): it is told what
+	// other nodes announce. The zero Addr for one that is not.
+	ClusterID netip.Addr
+	// Pods are the podCIDRs that a reflector takes from the node to pass them on, by their family's place in cluster.Families; the
+	// zero Prefix for none.
+	Pods [2]netip.Prefix
 }
 
 // DefaultMaxPrefixes is for a peer of which nothing else is said. Each prefix takes about 1.5 KB, whether it is imported or not, and a
@@ -79,7 +94,13 @@ const DefaultMaxPrefixes = 20_000
 // it has, who reads it knows.
 func (p Peer) sameSession(o Peer) bool {
 	o.ConnectRetryTime, o.MaxPrefixes, o.PasswordFile = p.ConnectRetryTime, p.MaxPrefixes, p.PasswordFile
-	return p == o
+	return p == o.OfNode(p.Node, p.Pods)
+}
+
+// OfNode returns the peer with another node's name and podCIDRs, of which the session itself knows nothing.
+func (p Peer) OfNode(name string, pods [2]netip.Prefix) Peer {
+	p.Node, p.Pods = name, pods
+	return p
 }
 
 // A Kind is a kind of address that can be announced.

@@ -35,7 +35,7 @@ func Diff(have, want *Table) (c Changes) {
 			c.Announce = append(c.Announce, *now)
 		}
 	})
-	walk(have.Peers, want.Peers, func(a, b Peer) int { return a.Address.Compare(b.Address) }, func(old, now *Peer) {
+	WalkPeers(have.Peers, want.Peers, func(old, now *Peer) {
 		switch {
 		case now == nil:
 			c.Remove = append(c.Remove, old.Address)
@@ -49,6 +49,11 @@ func Diff(have, want *Table) (c Changes) {
 		}
 	})
 	return c
+}
+
+// WalkPeers visits the peers of two Tables together: what one Table alone has, the other has as nil.
+func WalkPeers(have, want []Peer, visit func(old, now *Peer)) {
+	walk(have, want, func(a, b Peer) int { return a.Address.Compare(b.Address) }, visit)
 }
 
 // walk visits two ordered lists together: an element that both have, by compare, is visited once.

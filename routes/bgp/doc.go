@@ -7,7 +7,7 @@
 // session.
 //
 // [Select] is the way back: of what neighbours announce, it takes the best paths to the prefixes that are to be imported. They end
-// in this node's kernel, by way of routes.PlanLearned; a Table never has them, so nothing is passed on.
+// in this node's kernel, by way of routes.PlanLearned; a Table never has them, so nothing of a router's is passed on.
 //
 // The package is pure: it opens no session, reads no file and no clock, and equal inputs in any order give equal Tables. Package
 // speaker carries a Table to the neighbours.

@@ -14,6 +14,9 @@ func (p *planner) annotated() {
 		return
 	}
 	p.notes = append(p.notes, node.Notes...)
+	if p.config.Mesh == nil && (node.ReflectorClusterID.IsValid() || node.ReflectorClient) {
+		p.note(cluster.ReasonNotSupported, "The annotations kube-router.io/rr.server and rr.client do not count: nodes have no BGP sessions with each other; right would be bgp.mesh in the agent's configuration.")
+	}
 	if node.ASN != 0 {
 		p.config.ASN = node.ASN
 	}
@@ -62,7 +65,7 @@ func (p *planner) annotatedAttributes(a Attributes) Attributes {
 
 // annotatedRepeat is how many times the Node has the path prepended. An iBGP peer would refuse it.
 func (p *planner) annotatedRepeat() uint8 {
-	if slices.ContainsFunc(p.config.Peers, func(peer PeerConfig) bool { return p.takes(peer) && peer.ASN == p.config.ASN }) {
+	if p.config.Mesh != nil || slices.ContainsFunc(p.config.Peers, func(peer PeerConfig) bool { return p.takes(peer) && peer.ASN == p.config.ASN }) {
 		return 0
 	}
 	return p.node.KubeRouter.Prepend
@@ -73,7 +76,7 @@ func (p *planner) annotatedPrepend() {
 	switch node := p.node.KubeRouter; {
 	case node.Prepend == 0:
 	case p.annotatedRepeat() == 0:
-		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as does not count: a peer of this node has its own ASN %d, and would refuse the path. Right would be peers of other ASNs alone.", p.config.ASN)
+		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as does not count: a peer of this node has its own ASN %d, and would refuse the path. Right would be peers of other ASNs alone, and no bgp.mesh.", p.config.ASN)
 	case node.PrependASN != p.config.ASN:
 		p.note(cluster.ReasonNotSupported, "The annotation kube-router.io/path-prepend.as has %d, and the path is prepended with the node's own ASN %d as many times: routers refuse a path that does not begin with that. Right would be %[2]d.", node.PrependASN, p.config.ASN)
 	}
@@ -81,7 +84,7 @@ func (p *planner) annotatedPrepend() {
 
 // takes reports whether a peer's selector takes this node.
 func (p *planner) takes(peer PeerConfig) bool {
-	return !slices.ContainsFunc(peer.NodeSelector, func(l string) bool { return !p.node.HasLabel(l) })
+	return p.node.HasLabels(peer.NodeSelector)
 }
 
 // annotatedChoice is what kube-router's annotations on a Service say about a kind of its addresses.

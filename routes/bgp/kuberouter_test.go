@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/routes"
 )
 
 // TestKubeRouter: a Node's annotations stand beside the configuration, or in its place, and do not count unless it says so.
@@ -84,7 +85,7 @@ func TestKubeRouterServices(t *testing.T) {
 		if c.counts {
 			config.KubeRouter = &Peer{}
 		}
-		table, _ := Plan(snapshot(nil), config, nil, []VIP{{Addr: ip("10.96.0.1"), Kind: ClusterIPs, Service: c.service}, {Addr: ip("203.0.113.1"), Kind: LoadBalancerIPs, Service: c.service}})
+		table, _ := Plan(snapshot(nil), config, &routes.Table{}, []VIP{{Addr: ip("10.96.0.1"), Kind: ClusterIPs, Service: c.service}, {Addr: ip("203.0.113.1"), Kind: LoadBalancerIPs, Service: c.service}})
 		var got []string
 		for _, p := range table.Paths {
 			got = append(got, p.Prefix.String())

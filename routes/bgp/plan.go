@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/routes"
 )
 
 // A VIP is an address of a Service that this node serves: by the same decision that its rules are made of, traffic to it
@@ -19,14 +20,14 @@ type VIP struct {
 	Local bool
 }
 
-// Plan returns what the node c.NodeName should announce and to whom, and a Note for what can't be. pods are the node's own
-// podCIDRs as far as they may be announced, vips the addresses that it serves.
-func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Table, []cluster.Note) {
+// Plan returns what the node c.NodeName should announce and to whom, and a Note for what can't be. pods are the routes of the same
+// Snapshot, of which the podCIDRs count that are routed to each node; vips are the addresses that this node serves.
+func Plan(s *cluster.Snapshot, c Config, pods *routes.Table, vips []VIP) (*Table, []cluster.Note) {
 	node := s.Node(c.NodeName)
 	if node == nil {
 		return &Table{}, nil // the absence of the node has a Note already
 	}
-	p := planner{config: c, node: node, plain: plain, paths: make([]Path, 0, len(pods)+len(vips))}
+	p := planner{config: c, node: node, asn: c.ASN, plain: plain, paths: make([]Path, 0, len(pods.Own)+len(vips))}
 	p.annotated()
 	t := &Table{ASN: p.config.ASN, RouterID: c.RouterID, ListenPort: c.ListenPort, Import: c.Import}
 	if !t.RouterID.IsValid() {
@@ -38,8 +39,9 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 	if p.config.KubeRouter != nil && node.KubeRouter != nil {
 		t.ImportReject = node.KubeRouter.ImportReject
 	}
-	t.Peers = p.peers()
-	p.announcePods(pods)
+	p.routerID = t.RouterID
+	t.Peers = p.peers(t, s, pods.Held)
+	p.announcePods(pods.Own)
 	if !node.Excluded || c.FromExcluded {
 		p.announceRanges(slices.Concat(c.ServiceCIDRs, s.ServiceCIDRs))
 		p.announceVIPs(vips)
@@ -58,6 +60,9 @@ func Plan(s *cluster.Snapshot, c Config, pods []netip.Prefix, vips []VIP) (*Tabl
 type planner struct {
 	config Config
 	node   *cluster.Node
+	// asn is what the operator says, before annotations; routerID the node's BGP identifier.
+	asn      uint32
+	routerID netip.Addr
 	// plain are the attributes of what only a Service's annotation asks to announce.
 	plain *Attributes
 	// nextHops are those that paths have to name, by family; see peers.
@@ -72,7 +77,7 @@ func (p *planner) note(reason, format string, args ...any) {
 
 // peers returns the peers of the node. Where a session carries a family that is not its own, its end is no next hop: then
 // the paths of that family name the node's InternalIP.
-func (p *planner) peers() (peers []Peer) {
+func (p *planner) peers(t *Table, s *cluster.Snapshot, held []routes.Held) (peers []Peer) {
 	for _, candidate := range p.config.Peers {
 		peer := candidate.Peer
 		if !p.takes(candidate) {
@@ -81,6 +86,14 @@ func (p *planner) peers() (peers []Peer) {
 		if slices.ContainsFunc(peers, func(o Peer) bool { return o.Address == peer.Address }) {
 			p.note(cluster.ReasonInvalidField, "Two of bgp.peers have the address %s and node selectors that take this node; the first counts. Right would be selectors of which one at most does.", peer.Address)
 			continue
+		}
+		peers = append(peers, peer)
+	}
+	peers = append(peers, p.mesh(t, s, held, peers)...)
+	for n := range peers {
+		peer := &peers[n]
+		if t.Reflects && peer.Node == "" && peer.ASN == p.config.ASN {
+			peer.ClusterID = p.clusterID() // a router is told what nodes announce, too
 		}
 		for i, f := range cluster.Families {
 			if !peer.Families[i] || cluster.FamilyOf(peer.Address) == f {
@@ -91,10 +104,17 @@ func (p *planner) peers() (peers []Peer) {
 				p.note(cluster.ReasonNodeIncomplete, "The node has no %s InternalIP, which would be the next hop in the session with %s; %s is not announced there.", f, peer.Address, f)
 			}
 		}
-		peers = append(peers, peer)
 	}
-	slices.SortFunc(peers, func(a, b Peer) int { return a.Address.Compare(b.Address) })
-	return peers
+	order := make([]int32, len(peers)) // of thousands of nodes, moving the peers themselves would take several times as long
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(i, j int32) int { return peers[i].Address.Compare(peers[j].Address) })
+	sorted := make([]Peer, len(peers))
+	for i, n := range order {
+		sorted[i] = peers[n]
+	}
+	return sorted
 }
 
 // attributes returns those with which a kind is announced, or nil when it is not.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/routes"
 )
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -48,7 +49,7 @@ func announce(kinds ...Kind) Announcement {
 	return Announcement{Kinds: kinds, Attributes: Attributes{LocalPref: DefaultLocalPref}}
 }
 
-var pods = []netip.Prefix{pfx("10.244.1.0/24"), pfx("fd00:1::/64")}
+var pods = &routes.Table{Own: []netip.Prefix{pfx("10.244.1.0/24"), pfx("fd00:1::/64")}}
 
 func vips() []VIP {
 	return []VIP{
@@ -170,7 +171,7 @@ func TestPlan(t *testing.T) {
 			for range 5 {
 				shuffled := vips()
 				rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-				again, _ := Plan(snapshot(c.node), cfg, []netip.Prefix{pods[1], pods[0]}, shuffled)
+				again, _ := Plan(snapshot(c.node), cfg, &routes.Table{Own: []netip.Prefix{pods.Own[1], pods.Own[0]}}, shuffled)
 				if again.Lines() != table.Lines() {
 					t.Errorf("in another order it is\n%s", again.Lines())
 				}
@@ -186,7 +187,7 @@ func TestOneOfTwo(t *testing.T) {
 	c := Config{NodeName: "n1", ASN: 64512, Announce: []Announcement{announce(ExternalIPs, LoadBalancerIPs)}}
 	for range 6 {
 		rand.Shuffle(len(shared), func(i, j int) { shared[i], shared[j] = shared[j], shared[i] })
-		table, _ := Plan(snapshot(nil), c, nil, shared)
+		table, _ := Plan(snapshot(nil), c, &routes.Table{}, shared)
 		if got := table.Lines(); got != "AS 64512 router-id 192.0.2.11\n203.0.113.9/32 # ExternalIP of default/c\n" {
 			t.Fatalf("got\n%s", got)
 		}
@@ -337,7 +338,7 @@ func BenchmarkPlan10000(b *testing.B) {
 	}
 	c := Config{NodeName: "n1", ASN: 64512, Announce: []Announcement{announce(PodCIDRs, ClusterIPs)}}
 	for b.Loop() {
-		if t, _ := Plan(snapshot(nil), c, pods, list); len(t.Paths) != len(list)+len(pods) {
+		if t, _ := Plan(snapshot(nil), c, pods, list); len(t.Paths) != len(list)+len(pods.Own) {
 			b.Fatalf("%d paths", len(t.Paths))
 		}
 	}

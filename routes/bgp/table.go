@@ -19,6 +19,11 @@ type Table struct {
 	Import []ImportRange
 	// ImportReject are networks of which nothing is taken all the same.
 	ImportReject []netip.Prefix
+	// Reflected are the addresses of Services that a route reflector passes on, from whichever node announces them, in order; empty
+	// for a node that is none. See also Peer.Pods.
+	Reflected []ImportRange
+	// Reflects tells that the node is a route reflector.
+	Reflects bool
 	// Peers are ordered by address, with no two of the same.
 	Peers []Peer
 	// Paths are ordered by prefix, with no two of the same.
@@ -84,13 +89,30 @@ func (p Peer) String() string {
 	if p.RestartTime != 0 {
 		fmt.Fprintf(&b, " graceful-restart %s", p.RestartTime)
 	}
+	if p.Helps {
+		b.WriteString(" graceful-restart helper")
+	}
+	if p.Passive {
+		b.WriteString(" passive")
+	}
+	if p.ClusterID.IsValid() {
+		fmt.Fprintf(&b, " client of cluster %s", p.ClusterID)
+	}
 	if p.MaxPrefixes != DefaultMaxPrefixes {
 		fmt.Fprintf(&b, " max-prefixes %d", p.MaxPrefixes)
+	}
+	if p.Node != "" {
+		b.WriteString(" # node " + p.Node)
+	}
+	for _, pods := range p.Pods {
+		if pods.IsValid() {
+			b.WriteString(" with " + pods.String())
+		}
 	}
 	return b.String()
 }
 
-// Lines returns the Table as text: the speaker, its peers, what is imported from them, then its paths, each line ended. It is empty for a speaker that
+// Lines returns the Table as text: the speaker, its peers, what it reflects, what is imported from them, then its paths, each line ended. It is empty for a speaker that
 // can't begin, and for none.
 func (t *Table) Lines() string {
 	if t == nil || !t.RouterID.IsValid() {
@@ -104,6 +126,9 @@ func (t *Table) Lines() string {
 	b.WriteByte('\n')
 	for _, p := range t.Peers {
 		b.WriteString(p.String() + "\n")
+	}
+	for _, r := range t.Reflected {
+		b.WriteString("reflect " + r.String() + "\n")
 	}
 	for _, r := range t.Import {
 		b.WriteString("import " + r.String() + "\n")

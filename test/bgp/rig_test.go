@@ -38,8 +38,8 @@ var (
 	localIP       = addr("203.0.113.7")
 )
 
-// topology is that of docs/bgp.md: two nodes, a gateway, whoever is outside, and a second gateway's machine beside the nodes.
-func topology() lab.Topology {
+// topology is that of docs/bgp.md, with so many nodes, two there: nodes, a gateway, whoever is outside, and a second gateway's machine beside the nodes.
+func topology(nodes int) lab.Topology {
 	t := lab.Topology{
 		Networks: []lab.NetworkSpec{
 			{Name: "infra", Prefixes: []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8:2::/64")}, Gateways: []netip.Addr{addr("192.0.2.1"), addr("2001:db8:2::1")}},
@@ -53,7 +53,7 @@ func topology() lab.Topology {
 		ClusterCIDRs: []netip.Prefix{prefix("10.244.0.0/16"), prefix("fd00:10:244::/48")},
 		ServiceCIDRs: []netip.Prefix{prefix("10.96.0.0/16"), prefix("fd00:10:96::/112")},
 	}
-	for i := 1; i <= 2; i++ {
+	for i := 1; i <= nodes; i++ {
 		t.Nodes = append(t.Nodes, lab.NodeSpec{
 			Name:     fmt.Sprintf("n%d", i),
 			Addrs:    []netip.Addr{addr(fmt.Sprintf("192.0.2.1%d", i)), addr(fmt.Sprintf("2001:db8:2::1%d", i))},
@@ -83,11 +83,18 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	l := lab.ForTest(t, topology())
+	return newRigOf(t, 2)
+}
+
+// newRigOf returns one of so many nodes.
+func newRigOf(t *testing.T, nodes int) *rig {
+	t.Helper()
+	l := lab.ForTest(t, topology(nodes))
 	cl, err := l.Cluster()
 	r := &rig{T: t, lab: l, cluster: cl, backend: lab.NFT, n1: l.Node("n1"), n2: l.Node("n2"), p1: l.Pod("p1"), p2: l.Pod("p2"), outside: l.Client("outside"), agents: map[*lab.Node]*lab.Agent{}, files: map[*lab.Node]string{}}
 	r.ok(err)
-	for _, p := range []*lab.Pod{r.p1, r.p2} {
+	for i := range nodes {
+		p := l.Pod(fmt.Sprintf("p%d", i+1))
 		_, err := p.Serve(lab.Server{Name: p.Name, Proto: lab.TCP, Port: targetPort})
 		r.ok(err)
 	}

@@ -275,11 +275,22 @@ func runPage(t *testing.T, page string, pid int) {
 			noCurl != nil && strings.Contains(commands, "curl") {
 			continue
 		}
-		c := exec.Command("ip", "netns", "exec", fmt.Sprintf("fw%d-1-node1", pid), "bash", "-ec", commands)
-		c.Dir = filepath.Join(os.TempDir(), fmt.Sprintf("fw%d-1", pid))
-		c.Env = append(os.Environ(), "PATH="+filepath.Dir(agent)+":"+os.Getenv("PATH"))
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Errorf("%s says\n%s%v:\n%s", page, commands, err, out)
+		run := func() error {
+			c := exec.Command("ip", "netns", "exec", fmt.Sprintf("fw%d-1-node1", pid), "bash", "-ec", commands)
+			c.Dir = filepath.Join(os.TempDir(), fmt.Sprintf("fw%d-1", pid))
+			c.Env = append(os.Environ(), "PATH="+filepath.Dir(agent)+":"+os.Getenv("PATH"))
+			out, err := c.CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("%w:\n%s", err, out)
+			}
+			return err
+		}
+		err := run()
+		if err != nil && strings.Contains(commands, "fairway doctor") { // the agent may just be hearing of what the demo did last
+			err = lab.Eventually(runBound, run)
+		}
+		if err != nil {
+			t.Errorf("%s says\n%s%v", page, commands, err)
 		}
 		ran++
 	}

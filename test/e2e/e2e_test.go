@@ -38,6 +38,7 @@ func TestCluster(t *testing.T) {
 		{"the API server accepts the manifests", (*world).applyManifests},
 		{"agents start from the DaemonSet", (*world).startAgents},
 		{"agents have the manifest's privileges only", (*world).checkPrivileges},
+		{"fairway doctor works in the pod", (*world).doctor},
 		{"pods reach pods on the other node", (*world).podToPod},
 		{"a ClusterIP spreads over both nodes", (*world).clusterIP},
 		{"the API answers at its ClusterIP", (*world).apiService},

@@ -150,7 +150,7 @@ func (k *kubelet) mounts(pod corev1.PodSpec, c corev1.Container) []string {
 			sources[v.Name] = k.configMap(v.ConfigMap.Name)
 		case v.HostPath != nil && v.HostPath.Type != nil && *v.HostPath.Type == corev1.HostPathFileOrCreate:
 			sources[v.Name] = k.hostFile(v.HostPath.Path)
-		case v.HostPath != nil && v.HostPath.Type != nil && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate:
+		case v.HostPath != nil && v.HostPath.Type != nil && (*v.HostPath.Type == corev1.HostPathDirectoryOrCreate || *v.HostPath.Type == corev1.HostPathDirectory):
 			sources[v.Name] = filepath.Join(k.dir, "host", v.HostPath.Path) // a node's own, as all nodes share this machine
 			if err := os.MkdirAll(sources[v.Name], 0o755); err != nil {
 				k.tb.Fatal(err)

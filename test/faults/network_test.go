@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/doctor"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
 const networkd = "/usr/lib/systemd/systemd-networkd"
 
-// startNetworkd starts systemd-networkd for the link eth0 of a node, which it finds configured. It has files and a folder of state of
-// its own, and a /sys that is read-only, without which it waits for udev.
-func (r *rig) startNetworkd(n *lab.Node) {
+// networkdFiles makes a folder that systemd-networkd is to have for /etc/systemd, which tells it of the link eth0 of a node.
+func (r *rig) networkdFiles(n *lab.Node) string {
 	r.Helper()
 	if _, err := os.Stat(networkd); err != nil {
 		if os.Getenv(lab.RequireEnv) == "require" {
@@ -43,6 +43,13 @@ func (r *rig) startNetworkd(n *lab.Node) {
 	r.ok(os.WriteFile(filepath.Join(dir, "network", "10-eth0.network"), []byte(network), 0o644))
 	// Its default; said for whoever reads this.
 	r.ok(os.WriteFile(filepath.Join(dir, "networkd.conf"), []byte("[Network]\nManageForeignRoutes=yes\n"), 0o644))
+	return dir
+}
+
+// startNetworkd starts systemd-networkd for the link eth0 of a node, which it finds configured. It has files and a folder of state of
+// its own, and a /sys that is read-only, without which it waits for udev.
+func (r *rig) startNetworkd(n *lab.Node, dir string) *lab.Process {
+	r.Helper()
 	const script = `set -e
 mount --make-rprivate /
 mount -t tmpfs none /run/systemd
@@ -65,14 +72,17 @@ exec ` + networkd
 		}
 		return nil
 	})
+	return p
 }
 
 // Fault 19: systemd-networkd starts on a link that is configured, and then the link's carrier goes. Told to manage foreign routes, as it is by
-// default, it takes them and the addresses from the link; when the carrier is back it sets the addresses.
+// default, it takes them and the addresses from the link; when the carrier is back it sets the addresses. fairway doctor names the setting,
+// until it is another.
 func TestFault19NetworkdPurges(t *testing.T) {
 	r := newRig(t, lab.NFT, topology())
 	m, flows := r.monitor(r.n1), r.traffic()
-	r.startNetworkd(r.n1)
+	dir := r.networkdFiles(r.n1)
+	running := r.startNetworkd(r.n1, dir)
 	r.eventually(eventBound, func() error { return r.exact(r.n1) })
 	for range 2 {
 		_, err := r.lab.Switch().Run("ip", "link", "set", "n1", "down")
@@ -92,6 +102,20 @@ func TestFault19NetworkdPurges(t *testing.T) {
 		r.measured("carrier back, since the first address", repaired-addressed.Sub(began), time.Second)
 	}
 	flows.works(podTCP, podTCP6, podUDP, otherTCP)
+	e := r.doctor(r.n1)
+	r.ok(e.found(doctor.Fail, "route-owner", "ManageForeignRoutes=yes (/etc/systemd/networkd.conf)", "taken away", "networkd.conf.d/50-fairway.conf"))
+	if e.code != 1 {
+		t.Errorf("fairway doctor ends with %d, want 1:\n%s", e.code, e.text)
+	}
+	// The drop-in that it names counts when networkd has read it.
+	r.ok(os.Mkdir(filepath.Join(dir, "networkd.conf.d"), 0o755))
+	r.ok(os.WriteFile(filepath.Join(dir, "networkd.conf.d", "50-fairway.conf"), []byte("[Network]\nManageForeignRoutes=no\n"), 0o644))
+	r.ok(r.doctor(r.n1).found(doctor.Warn, "route-owner", "has not read", "systemctl restart systemd-networkd"))
+	r.ok(running.Stop(startBound))
+	r.startNetworkd(r.n1, dir)
+	r.eventually(eventBound, func() error { return r.exact(r.n1) })
+	r.ok(r.doctor(r.n1).found(doctor.OK, "route-owner", "ManageForeignRoutes=no (/etc/systemd/networkd.conf.d/50-fairway.conf)"))
+	r.getsWell(r.n1)
 	flows.stop(nobody)
 }
 

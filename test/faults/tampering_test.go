@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fairway-net/fairway/agent/cluster"
+	"github.com/fairway-net/fairway/agent/doctor"
 	"github.com/fairway-net/fairway/test/lab"
 )
 
@@ -140,6 +141,11 @@ func TestFault11ForeignRule(t *testing.T) {
 			r.iptables(f, append([]string{"-I"}, rule...)...)
 			r.eventually(eventBound, func() error { return r.said(r.n1, before, note{"Node n1", reason, "--sport 5995"}) })
 			r.measured("told, "+f.String(), time.Since(began), 2*time.Second)
+			e := r.doctor(r.n1)
+			r.ok(e.found(doctor.Fail, "foreign-rules", f.String()+" filter FORWARD", "--sport 5995", "-D FORWARD -p udp"))
+			if e.code != 1 {
+				r.Errorf("fairway doctor ends with %d, want 1", e.code)
+			}
 			if have := r.firstRule(f, "filter", "FORWARD "); !strings.Contains(strings.Join(have, " "), "--sport 5995") {
 				r.Errorf("%s: the first rule of FORWARD is now %q", f, have)
 			}
@@ -151,6 +157,7 @@ func TestFault11ForeignRule(t *testing.T) {
 			r.iptables(f, append([]string{"-D"}, rule...)...)
 			r.eventually(lookBound, func() error { return r.quiet(r.n1, reason) })
 			r.ok(r.p1.Ask(d).Expect(lab.OK))
+			r.getsWell(r.n1)
 		}
 		flows.stop()
 		r.exactly()

@@ -89,9 +89,13 @@ func apiAttributes(asn uint32, a *bgp.Attributes) (list []*anypb.Any) {
 // apiPeer turns a peer into gobgp's.
 func apiPeer(p bgp.Peer, password string) *api.Peer {
 	restarts := p.RestartTime > 0
+	var reflector *api.RouteReflector
+	if p.ClusterID.IsValid() {
+		reflector = &api.RouteReflector{RouteReflectorClient: true, RouteReflectorClusterId: p.ClusterID.String()}
+	}
 	peer := &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: p.Address.String(), PeerAsn: p.ASN, AuthPassword: password},
-		Transport: &api.Transport{RemotePort: uint32(p.Port)},
+		Transport: &api.Transport{RemotePort: uint32(p.Port), PassiveMode: p.Passive},
 		Timers: &api.Timers{Config: &api.TimersConfig{
 			HoldTime:               seconds(p.HoldTime),
 			KeepaliveInterval:      seconds(p.KeepaliveTime),
@@ -99,8 +103,9 @@ func apiPeer(p bgp.Peer, password string) *api.Peer {
 			IdleHoldTimeAfterReset: seconds(p.ConnectRetryTime),
 		}},
 		EbgpMultihop: &api.EbgpMultihop{Enabled: p.Multihop > 0, MultihopTtl: uint32(p.Multihop)},
-		GracefulRestart: &api.GracefulRestart{Enabled: restarts, RestartTime: uint32(seconds(p.RestartTime)),
+		GracefulRestart: &api.GracefulRestart{Enabled: restarts || p.Helps, HelperOnly: !restarts, RestartTime: uint32(seconds(p.RestartTime)),
 			DeferralTime: deferral, LocalRestarting: restarts},
+		RouteReflector: reflector,
 	}
 	if p.TTLSecurity > 0 {
 		peer.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(p.TTLSecurity)}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/fairway-net/fairway/routes/bgp"
@@ -37,11 +38,11 @@ func short(where, password string) error {
 	return nil
 }
 
-// passwordOf returns a peer's password; empty for a peer without one.
-func passwordOf(p bgp.Peer) (string, error) {
+// passwordOf returns a peer's password; empty for a peer without one. read reads its file.
+func passwordOf(p bgp.Peer, read func() (string, error)) (string, error) {
 	switch {
 	case p.PasswordFile != "":
-		return readPassword(p.PasswordFile)
+		return read()
 	case p.Password.Given && p.Password.Reveal() == "":
 		return "", errors.New("the password is in an annotation of the Node, and is not saved; it is there when the API server answers")
 	}
@@ -52,10 +53,16 @@ func passwordOf(p bgp.Peer) (string, error) {
 // keeps the password that it has while there is none to be read.
 func (s *Speaker) unlock(peers []bgp.Peer) (able []bgp.Peer, passwords map[netip.Addr]string) {
 	passwords = map[netip.Addr]string{}
+	files := map[string]func() (string, error){} // which many peers may share
 	clear(s.locked)
 	clear(s.unread)
 	for _, p := range peers {
-		password, err := passwordOf(p)
+		read := files[p.PasswordFile]
+		if read == nil {
+			read = sync.OnceValues(func() (string, error) { return readPassword(p.PasswordFile) })
+			files[p.PasswordFile] = read
+		}
+		password, err := passwordOf(p, read)
 		if r := s.records[p.Address]; err != nil && r != nil && r.password != "" {
 			s.unread[p.Address] = err
 			password, err = r.password, nil

@@ -13,7 +13,7 @@ import (
 	"github.com/fairway-net/fairway/routes/bgp"
 )
 
-// Received returns the paths inside ranges that the peers announce, as they came: what gobgp keeps of each peer for itself
+// Received returns the paths inside ranges that the peers announce which are routers, as they came: what gobgp keeps of each peer for itself
 // (Adj-RIB-In), never its table of routes, which has nothing but what is announced here. A peer that restarts gracefully still
 // announces what it did, for as long as it asked for; so does one whose connection was lost.
 func (s *Speaker) Received(ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
@@ -46,6 +46,9 @@ func inside(p netip.Prefix, ranges []bgp.ImportRange) bool {
 
 func (s *Speaker) receivedFromAll(peers []bgp.Peer, asn uint32, ranges []bgp.ImportRange) (paths []bgp.Received, err error) {
 	for _, p := range peers {
+		if p.Node != "" {
+			continue // what is imported is what routers have
+		}
 		from, err := s.receivedFrom(p, asn, ranges)
 		if err != nil && s.has(p.Address) { // else it was removed meanwhile
 			return nil, err
@@ -201,7 +204,7 @@ func (s *Speaker) watchReceived() error {
 		return fmt.Errorf("watch what BGP peers announce: %w", err)
 	}
 	s.watching = true
-	go s.watchClock()
+	s.clock.Do(func() { go s.watchClock() })
 	return nil
 }
 

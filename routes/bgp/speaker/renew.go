@@ -31,12 +31,15 @@ func (s *Speaker) renew(t *bgp.Table, passwords map[netip.Addr]string) (all bool
 		switch {
 		case r == nil || !r.lost || p.RestartTime == 0:
 			continue
+		case t.Reflects && p.Node != "":
+			r.lost = false // gobgp must not forget what it passes on
+			continue
 		case s.restarting():
 			all = false
 			continue
 		}
 		r.lost = false
-		if now, ok := s.peer(p.Address); ok && now.GetGracefulRestart().GetPeerRestarting() {
+		if now := s.peer(p.Address); now.GetGracefulRestart().GetPeerRestarting() {
 			errs = append(errs, s.renewPeer(p, r, passwords[p.Address], t.Import, now.GracefulRestart.PeerRestartTime))
 		}
 	}

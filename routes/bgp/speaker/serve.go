@@ -51,39 +51,56 @@ func (s *Speaker) serveUntilPanic() {
 	s.server.Serve()
 }
 
-// peer asks for one peer: nil when gobgp does not have it, ok is false when there is no answer.
-func (s *Speaker) peer(a netip.Addr) (p *api.Peer, ok bool) {
+// peers asks for one peer, or for all with an empty address; ok is false when there is no answer.
+func (s *Speaker) peers(address string) (peers []*api.Peer, ok bool) {
 	s.questions.asking.Store(true)
 	defer s.questions.asking.Store(false)
-	answer := make(chan *api.Peer, 1)
+	answer := make(chan []*api.Peer, 1)
 	go func() { // which stays for ever without an answer
-		var one *api.Peer
+		var list []*api.Peer
 		// It fails for no reason but a nil request.
-		_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: a.String()}, func(p *api.Peer) { one = p })
-		answer <- one
+		_ = s.server.ListPeer(context.Background(), &api.ListPeerRequest{Address: address}, func(p *api.Peer) { list = append(list, p) })
+		answer <- list
 	}()
 	select {
-	case p := <-answer:
-		return p, true
+	case list := <-answer:
+		return list, true
 	case <-s.questions.unanswered:
 		return nil, false
 	}
 }
 
-// eachPeer calls f for every peer that gobgp has, in the order of their addresses. One that there is no answer for is refused: the next Sync
+// peer asks for one peer; nil when gobgp does not have it, or there is no answer.
+func (s *Speaker) peer(a netip.Addr) *api.Peer {
+	if list, ok := s.peers(a.String()); ok && len(list) > 0 {
+		return list[0]
+	}
+	return nil
+}
+
+// eachPeer calls f for every peer that gobgp has and that is asked for, in the order of their addresses. One that there is no answer for is refused: the next Sync
 // ends its session, and begins another one later.
-func (s *Speaker) eachPeer(f func(netip.Addr, *record, *api.Peer)) {
+func (s *Speaker) eachPeer(asked func(*record) bool, f func(netip.Addr, *record, *api.Peer)) {
 	addresses := make([]netip.Addr, 0, len(s.records))
-	for a := range s.records {
-		addresses = append(addresses, a)
+	for a, r := range s.records {
+		if asked(r) {
+			addresses = append(addresses, a)
+		}
 	}
 	slices.SortFunc(addresses, netip.Addr.Compare)
+	known := s.manyPeers(addresses)
 	for _, a := range addresses {
 		r := s.records[a]
 		if !s.refused[a].IsZero() {
 			continue
 		}
-		p, ok := s.peer(a)
+		p, ok := known[a], true
+		if p == nil {
+			var list []*api.Peer
+			if list, ok = s.peers(a.String()); len(list) > 0 {
+				p = list[0]
+			}
+		}
 		switch {
 		case !ok:
 			s.refused[a] = time.Now()
@@ -91,6 +108,23 @@ func (s *Speaker) eachPeer(f func(netip.Addr, *record, *api.Peer)) {
 			f(a, r, p)
 		}
 	}
+}
+
+// manyPeers asks for all peers at once, where many are wanted: for each question, gobgp walks through all of them. It has none when there is
+// no answer, and who is to blame is found by asking for each.
+func (s *Speaker) manyPeers(wanted []netip.Addr) map[netip.Addr]*api.Peer {
+	const many = 10
+	if len(wanted) < many || len(s.refused) > 0 {
+		return nil
+	}
+	list, _ := s.peers("")
+	known := make(map[netip.Addr]*api.Peer, len(list))
+	for _, p := range list {
+		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
+			known[a] = p
+		}
+	}
+	return known
 }
 
 // isRefused tells whether there should be no session with a peer for now.

@@ -1,6 +1,7 @@
 package speaker
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"time"
@@ -29,7 +30,8 @@ type Session struct {
 	GracefulRestart bool
 	// PeerRestart is what the peer's OPEN says about that; nil when it says nothing.
 	PeerRestart *PeerRestart
-	// Announced and Received count prefixes by family.
+	// Announced and Received count prefixes by family. What a route reflector passes on is among them; for a node, that is
+	// reckoned from what it announces.
 	Announced, Received [2]int
 	// Complete tells that the peer has sent all that it has (End-of-RIB, RFC 4724), in all of the Families. Not all peers say so, and it
 	// is heard only where there is something to import.
@@ -63,11 +65,12 @@ func (s *Speaker) Sessions() []Session {
 		return nil
 	}
 	known := map[netip.Addr]*api.Peer{}
-	s.eachPeer(func(a netip.Addr, _ *record, p *api.Peer) { known[a] = p })
+	s.eachPeer(func(*record) bool { return true }, func(a netip.Addr, _ *record, p *api.Peer) { known[a] = p })
 	var announced [2]int
 	for _, p := range s.have.Paths {
 		announced[familyIndex(p.Family())]++
 	}
+	passedOn := s.passedOn()
 	sessions := make([]Session, 0, len(s.wanted))
 	for _, peer := range s.wanted {
 		session := Session{Peer: peer, State: idle, Since: time.Now()} // its turn has not come
@@ -86,6 +89,9 @@ func (s *Speaker) Sessions() []Session {
 			}
 			session.Since, session.BeenUp, session.LastError = r.since, r.beenUp, s.log.lastError(peer.Address.String())
 			session.read(p, announced)
+			if peer.ClusterID.IsValid() && session.Up() {
+				session.addPassedOn(p, announced, passedOn)
+			}
 			session.Complete = session.Up() && (r.told[0] || !session.Families[0]) && (r.told[1] || !session.Families[1])
 		}
 		sessions = append(sessions, session)
@@ -108,6 +114,34 @@ func (s *Session) read(p *api.Peer, announced [2]int) {
 			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
 				s.Received[i] = int(f.State.Received)
 				s.Announced[i] = announced[i]
+			}
+		}
+	}
+}
+
+// passedOn counts the prefixes in gobgp's table of routes, by family, on a route reflector: its own, and what it passes on.
+func (s *Speaker) passedOn() (n [2]int) {
+	if !s.reflection.on {
+		return n
+	}
+	for i, f := range apiFamilies {
+		table, err := s.server.GetTable(context.Background(), &api.GetTableRequest{TableType: api.TableType_GLOBAL, Family: f})
+		if err == nil { // it fails for a family that the table does not have
+			n[i] = int(table.NumDestination)
+		}
+	}
+	return n
+}
+
+// addPassedOn adds to what is announced to a client what other nodes announce.
+func (s *Session) addPassedOn(p *api.Peer, own, all [2]int) {
+	for _, f := range p.AfiSafis {
+		for i, family := range apiFamilies {
+			if f.State != nil && f.State.Family.GetAfi() == family.Afi && s.Families[i] {
+				s.Announced[i] = all[i]
+				if s.Peer.Node != "" { // less what it has announced itself
+					s.Announced[i] = max(own[i], all[i]-int(f.State.Received))
+				}
 			}
 		}
 	}

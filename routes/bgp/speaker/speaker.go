@@ -30,6 +30,9 @@ type Speaker struct {
 	watching bool
 	// have is what gobgp has, with the identity that it was started with.
 	have bgp.Table
+	// began is when gobgp was started, reflection what its policies say.
+	began      time.Time
+	reflection reflection
 	// wanted are the peers that there should be, in the order of their addresses.
 	wanted []bgp.Peer
 	// records are of the peers that gobgp has, locked are the reasons why it does not have others, unread those why the passwords
@@ -43,11 +46,16 @@ type Speaker struct {
 	// refused are peers about which gobgp can't be asked, and since when.
 	refused   map[netip.Addr]time.Time
 	questions questioner
+	// clock has the clock watched, once somebody needs what peers announce.
+	clock sync.Once
 }
 
 // A record is what is remembered of a peer.
 type record struct {
 	password string
+	// turn is how long others wait for the peer to learn that this node comes from a restart; 0 for one that is not asked to keep its
+	// routes.
+	turn time.Duration
 	// added is when the peer was, since when its session came up or was lost; the same before either.
 	added, since time.Time
 	// up tells that the session is, beenUp that it once was.
@@ -78,9 +86,11 @@ type Result struct {
 }
 
 const (
-	// turn is how long a new peer is waited for before the next is started, turnCheck how often that is looked at.
-	turn      = 5 * time.Second
-	turnCheck = 200 * time.Millisecond
+	// turn is how long a new peer is waited for before the next is started, turnOfNode how long one that is a node: for 5 seconds after it
+	// has lost a session, its gobgp takes no connection. turnCheck is how often that is looked at.
+	turn       = 5 * time.Second
+	turnOfNode = 12 * time.Second
+	turnCheck  = 200 * time.Millisecond
 )
 
 // Sync has the neighbours told what a Table has. The identity (ASN, RouterID, ListenPort) is settled by the first Table that
@@ -116,6 +126,9 @@ func (s *Speaker) Sync(want *bgp.Table) (Result, error) {
 		if r := s.records[p.Address]; r != nil && r.password != passwords[p.Address] && !slices.Contains(c.Reset, p) {
 			c.Reset = append(c.Reset, p)
 		}
+	}
+	if err := s.reflect(reflectionOf(want, s.have.Peers)); err != nil {
+		return Result{}, err
 	}
 	if err := s.tell(c); err != nil {
 		return Result{}, err
@@ -163,28 +176,8 @@ func (s *Speaker) start(t *bgp.Table) error {
 	if err := s.server.WatchEvent(ctx, watch, s.event); err != nil {
 		return fmt.Errorf("watch BGP peers: %w", err)
 	}
-	s.started = true
+	s.started, s.began = true, time.Now()
 	s.have = bgp.Table{ASN: t.ASN, RouterID: t.RouterID, ListenPort: t.ListenPort}
-	return nil
-}
-
-// restrict lets nothing in and out but what is announced here. gobgp judges local paths by the import policy, too.
-func (s *Speaker) restrict(ctx context.Context) error {
-	own := &api.Policy{Name: "own", Statements: []*api.Statement{{
-		Name:       "own",
-		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
-		Actions:    &api.Actions{RouteAction: api.RouteAction_ACCEPT},
-	}}}
-	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: own}); err != nil {
-		return fmt.Errorf("add the BGP policy: %w", err)
-	}
-	for _, direction := range []api.PolicyDirection{api.PolicyDirection_IMPORT, api.PolicyDirection_EXPORT} {
-		err := s.server.AddPolicyAssignment(ctx, &api.AddPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-			Name: "global", Direction: direction, Policies: []*api.Policy{{Name: own.Name}}, DefaultAction: api.RouteAction_REJECT}})
-		if err != nil {
-			return fmt.Errorf("assign the BGP policy: %w", err)
-		}
-	}
 	return nil
 }
 
@@ -217,8 +210,9 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		errs = append(errs, s.remove(a))
 	}
 	for _, p := range c.Update {
-		if s.records[p.Address] == nil {
-			continue // it begins anew, for another password
+		old := s.peerOf(p.Address)
+		if s.records[p.Address] == nil || old != nil && old.OfNode(p.Node, p.Pods) == p {
+			continue // it begins anew, for another password; or what has changed is not gobgp's
 		}
 		_, err := s.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: apiPeer(p, passwords[p.Address])})
 		if err != nil {
@@ -226,7 +220,7 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 		}
 	}
 	for _, p := range slices.Concat(c.Reset, c.Add) {
-		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() {
+		if s.records[p.Address] != nil || p.RestartTime > 0 && s.restarting() || p.Node == "" && p.ClusterID.IsValid() && s.gathering() {
 			continue // it could not be removed, or it is not its turn
 		}
 		errs = append(errs, s.add(p, passwords[p.Address]))
@@ -234,10 +228,19 @@ func (s *Speaker) meet(c bgp.Changes, passwords map[netip.Addr]string) error {
 	return errors.Join(errs...)
 }
 
+// peerOf returns a peer as gobgp has it, or nil.
+func (s *Speaker) peerOf(a netip.Addr) *bgp.Peer {
+	i := slices.IndexFunc(s.have.Peers, func(p bgp.Peer) bool { return p.Address == a })
+	if i < 0 {
+		return nil
+	}
+	return &s.have.Peers[i]
+}
+
 // add starts a session.
 func (s *Speaker) add(p bgp.Peer, password string) error {
 	s.log.forget(p.Address.String())
-	s.records[p.Address] = &record{password: password, added: time.Now(), since: time.Now()}
+	s.records[p.Address] = &record{password: password, turn: turnFor(p), added: time.Now(), since: time.Now()}
 	return s.introduce(p, password)
 }
 
@@ -254,15 +257,22 @@ func (s *Speaker) introduce(p bgp.Peer, password string) error {
 	return nil
 }
 
+func turnFor(p bgp.Peer) time.Duration {
+	switch {
+	case p.RestartTime == 0:
+		return 0
+	case p.Node != "":
+		return turnOfNode
+	}
+	return turn
+}
+
 // restarting tells whether a peer is about to learn that this node comes from a restart. The others wait for that: when gobgp
 // 3 is done with one peer, it takes the mark from all, also from those that it has not met yet, and then these drop the routes
 // that they kept, for a moment.
 func (s *Speaker) restarting() (is bool) {
-	s.eachPeer(func(_ netip.Addr, r *record, p *api.Peer) {
-		if time.Since(r.added) < turn {
-			is = is || p.GracefulRestart.GetLocalRestarting()
-		}
-	})
+	recent := func(r *record) bool { return time.Since(r.added) < r.turn }
+	s.eachPeer(recent, func(_ netip.Addr, _ *record, p *api.Peer) { is = is || p.GracefulRestart.GetLocalRestarting() })
 	return is
 }
 
@@ -273,8 +283,9 @@ const Pardon = time.Minute
 func (s *Speaker) forgive() error {
 	var guilty []string
 	ctx := context.Background()
-	s.eachPeer(func(a netip.Addr, r *record, p *api.Peer) {
-		if p.State.AdminState == api.PeerState_PFX_CT && time.Since(r.since) > Pardon {
+	down := func(r *record) bool { return !r.up && time.Since(r.since) > Pardon }
+	s.eachPeer(down, func(a netip.Addr, _ *record, p *api.Peer) {
+		if p.State.AdminState == api.PeerState_PFX_CT {
 			guilty = append(guilty, a.String())
 		}
 	})
@@ -286,8 +297,16 @@ func (s *Speaker) forgive() error {
 	return nil
 }
 
-// remove ends the session with a peer by a Cease.
+// remove ends the session with a peer by a Cease. gobgp forgets the password at the listening socket only when a peer changes, and would
+// go on to want it from a peer at this address that has none.
 func (s *Speaker) remove(a netip.Addr) error {
+	if old, r := s.peerOf(a), s.records[a]; old != nil && r != nil && r.password != "" && s.have.ListenPort != 0 {
+		closed := apiPeer(*old, "")
+		closed.Conf.AdminDown = true
+		if _, err := s.server.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: closed}); err != nil {
+			return fmt.Errorf("forget the password of BGP peer %s: %w", a, err)
+		}
+	}
 	if err := s.server.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: a.String()}); err != nil {
 		return fmt.Errorf("remove BGP peer %s: %w", a, err)
 	}
@@ -329,8 +348,8 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 }
 
 // Close ends the sessions with the peers that would not keep the node's routes over a restart of the agent, so that they learn
-// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. Goodbyes
-// have the patience to be sent.
+// of it. The others are left as they are: when the process ends, their sessions do without a word, and routes stay. So are nodes: to take leave
+// of one would be to withdraw from routers what is passed on of it. Goodbyes have the patience to be sent.
 func (s *Speaker) Close(patience time.Duration) error {
 	sessions := s.Sessions()
 	s.mu.Lock()
@@ -338,7 +357,7 @@ func (s *Speaker) Close(patience time.Duration) error {
 	var errs []error
 	leaving := false
 	for _, session := range sessions {
-		if session.Up() && !session.GracefulRestart {
+		if session.Up() && !session.GracefulRestart && session.Peer.Node == "" {
 			errs = append(errs, s.remove(session.Peer.Address))
 			leaving = true
 		}

@@ -308,7 +308,7 @@ func TestPasswordOfAnnotation(t *testing.T) {
 		{cluster.Secret{}, "", ""}, {cluster.NewSecret("right"), "right", ""},
 		{forgotten, "", "not saved"}, {cluster.NewSecret(strings.Repeat("x", 81)), "", "81 bytes"},
 	} {
-		got, err := passwordOf(bgp.Peer{Password: c.secret})
+		got, err := passwordOf(bgp.Peer{Password: c.secret}, nil)
 		if (err != nil) != (c.fail != "") || err == nil && got != c.want || err != nil && (!strings.Contains(err.Error(), c.fail) || strings.Contains(err.Error(), "xxx")) {
 			t.Errorf("%q, %v; expected %q, %q", got, err, c.want, c.fail)
 		}
