@@ -53,6 +53,8 @@ var judgements = map[string]judgement{
 	cluster.ReasonBGPLeft:              {level: Warn, do: "nothing, while the node is meant to be away; else fairway leave --undo"},
 	cluster.ReasonBGPNoGracefulRestart: {level: Warn, do: "turn on graceful restart on the router", told: "bgp"},
 	cluster.ReasonBGPTooManyPrefixes:   {level: Warn, do: "have the router send less, or raise the peer's maxPrefixes"},
+	cluster.ReasonBGPMeshIncomplete:    {level: Warn, do: "see the Note: which sessions or addresses, and what would be right for them"},
+	cluster.ReasonBGPMeshLarge:         {level: Warn, do: "make two or three nodes route reflectors (bgp.mesh.reflectorSelector)"},
 	cluster.ReasonImportRefused:        {level: Warn, do: "see the Note: the prefix, and what would be right for it"},
 	cluster.ReasonBGPHeldBack:          {level: Fail, do: "see the log for what crashed, and docs/bgp.md; BGP begins again by itself"},
 }
