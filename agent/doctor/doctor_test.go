@@ -385,3 +385,16 @@ func TestManageForeignRoutes(t *testing.T) {
 		})
 	}
 }
+
+// TestManySessionsDown: of a route reflector's many sessions, the first that are down are told one by one, and the others counted.
+func TestManySessionsDown(t *testing.T) {
+	f := well()
+	f.Agent.BGP.Peers = nil
+	for i := range 10 {
+		f.Agent.BGP.Peers = append(f.Agent.BGP.Peers, BGPPeer{Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), State: "active", Up: i == 0})
+	}
+	list := checkBGP(f)
+	if len(list) != mostDown+1 || !strings.Contains(list[0].Saw, "192.0.2.1 ") || !strings.Contains(list[mostDown].Saw, "6 further sessions") {
+		t.Errorf("%d findings: %+v", len(list), list)
+	}
+}

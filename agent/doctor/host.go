@@ -181,7 +181,10 @@ func (f *Facts) invalid() string {
 	return ""
 }
 
-// checkBGP judges the sessions with routers.
+// mostDown is how many sessions that are down are told one by one: a route reflector has one with every node.
+const mostDown = 3
+
+// checkBGP judges the sessions with routers and nodes.
 func checkBGP(f *Facts) []Finding {
 	const name = "bgp"
 	if f.Agent == nil {
@@ -206,8 +209,12 @@ func checkBGP(f *Facts) []Finding {
 		level = Fail
 	}
 	var forgets []string
+	down := len(b.Peers) - up
 	for _, p := range b.Peers {
 		switch {
+		case !p.Up && len(list) == mostDown:
+			list = append(list, Finding{level, name, fmt.Sprintf("%d further sessions are down", down-mostDown), FromAgent, "fairway bgp lists them all"})
+		case !p.Up && len(list) > mostDown:
 		case !p.Up:
 			saw := fmt.Sprintf("%d of %d sessions are up; that with %s is %s, since %s", up, len(b.Peers), p.Address, p.State, span(f.Now, p.Since))
 			if p.LastError != "" {
