@@ -1,11 +1,7 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -80,16 +76,4 @@ func (p *bgpPart) held(now time.Time) (bgpCrashes, time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.crashes, p.heldUntil.Sub(now)
-}
-
-// forgetReports removes from the agent's directory what earlier versions kept there of crashes, which nobody reads any more.
-func forgetReports(stateDir string) {
-	if stateDir == "" {
-		return
-	}
-	for _, name := range []string{"crash.txt", "bgp-crashes.json"} {
-		if err := os.Remove(filepath.Join(stateDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			klog.ErrorS(err, "A report of an earlier version can't be removed, and means nothing any more")
-		}
-	}
 }

@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,23 +96,5 @@ func TestHeldBack(t *testing.T) {
 		if s.synced != c.synced || s.stopped != c.stopped || note != c.note || (note != "") != (r.Retry > 0 && r.Retry <= crashPause) {
 			t.Errorf("%s: told %d times, stopped %d times, the Note %q, again in %s; expected %+v", c.when, s.synced, s.stopped, note, r.Retry, c)
 		}
-	}
-}
-
-// TestForgetReports: what an earlier version left is removed, and nothing else; nothing to remove is no fault.
-func TestForgetReports(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"crash.txt", "bgp-crashes.json", "snapshot"} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range 2 {
-		forgetReports(dir)
-	}
-	forgetReports("")
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 1 || left[0].Name() != "snapshot" {
-		t.Errorf("left are %v, %v", left, err)
 	}
 }

@@ -101,7 +101,6 @@ func run(ctx context.Context, o Options) error {
 			l.kick(learnedName)
 		},
 	}))
-	forgetReports(o.Config.StateDir)
 	defer announcer.close()
 	learnedConn, err := rtnl.OpenLearned()
 	if err != nil {
