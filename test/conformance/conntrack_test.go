@@ -198,6 +198,14 @@ func TestCase59ProcessBeforeNodePort(t *testing.T) {
 		s.put(reachable(10), lab.Ready(s.p3))
 		s.write(t)
 		onFamilies(t, func(t *testing.T, f cluster.Family) {
+			// Nobody asks meanwhile: an answer of the process that is under way when the flow ends would begin one of its own.
+			at := netip.AddrPortFrom(s.n1.Addr(f), port)
+			ok(t, lab.Eventually(soon, func() error {
+				if n := len(s.flows(t, f, func(e entry) bool { return e.to == at && e.answers == at })); n > 0 {
+					return fmt.Errorf("%d flows to %s are not ended", n, at)
+				}
+				return nil
+			}))
 			comesToBeAnswered(t, s.ways(f, 10)[2], conns[f], "p3")
 		})
 		s.cluster.RemoveService(reachable(10))
