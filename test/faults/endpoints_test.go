@@ -221,7 +221,7 @@ func TestFault36LastLocalPodTerminates(t *testing.T) {
 		r.put(local, lab.Ready(r.p3))
 		r.write()
 		r.comes("gone: nothing is answered at the node port", began, time.Second, func() error { return r.c.Ask(dial).Expect(lab.Timeout) })
-		r.ok(health(http.StatusServiceUnavailable)())
+		r.eventually(eventBound, health(http.StatusServiceUnavailable))
 		r.eventually(eventBound, func() error { return r.serves(20, r.p3) })
 		flows.stop()
 	})

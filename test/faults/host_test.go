@@ -41,6 +41,7 @@ func TestFault12OtherBackend(t *testing.T) {
 		r.put(service("new", 20, 0), lab.Ready(r.p2))
 		r.write()
 		r.measured("a new Service beside them", r.took(began, func() error { return r.serves(20, r.p2) }), time.Second)
+		r.ready(r.n1)
 		bin, err := lab.AgentBinary()
 		r.ok(err)
 		_, err = r.n1.Run(bin, "takeover", "--iptables-backend", string(r.backend))

@@ -67,7 +67,10 @@ func (ns *Namespace) Start(c Command) (*Process, error) {
 		return nil, fmt.Errorf("%s: start %s: %w", ns.name, c.Path, err)
 	}
 	go func() {
-		p.err = p.cmd.Wait()
+		// A grandchild that had the output open for longer says nothing of how the process ended, which was with status 0 then.
+		if p.err = p.cmd.Wait(); errors.Is(p.err, exec.ErrWaitDelay) {
+			p.err = nil
+		}
 		ns.lab.forget(p)
 		close(p.exited)
 	}()
