@@ -58,7 +58,7 @@ faults: export FAIRWAY_MEASURED := $(CURDIR)/.cache/faults
 FAULTS_ELSEWHERE := ./agent/source/kube ./test/takeover ./test ./test/bgp
 faults: tools build root
 	@mkdir -p .cache && rm -f $(FAIRWAY_MEASURED)
-	[ -n "$(FAULTS)" ] || FAIRWAY_LAB=require $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|RunningKubeProxy|WallClock|Import|TooManyPrefixes|DrainAndLeave)' $(FAULTS_ELSEWHERE)
+	[ -n "$(findstring -run,$(FAULTS))" ] || FAIRWAY_LAB=require $(SUDO) go test -count=1 -run '^Test(SourceStrangeObjects|RunningKubeProxy|WallClock|Import|TooManyPrefixes|DrainAndLeave)' $(FAULTS_ELSEWHERE)
 	FAIRWAY_LAB=require FAIRWAY_BIN=$(CURDIR)/bin/fairway $(SUDO) go test -count=1 -timeout 4h -v ./test/faults -table=true $(FAULTS)
 
 # DIFFERENTIAL passes flags on: make differential DIFFERENTIAL='-seed 41 -clusters 1'

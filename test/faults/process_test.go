@@ -74,11 +74,16 @@ func limit(what string, resource int, value func(*rig, *lab.Agent) uint64) short
 
 var shortages = []shortage{
 	limit("EMFILE", unix.RLIMIT_NOFILE, func(r *rig, a *lab.Agent) uint64 {
-		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID()))
-		r.ok(err)
-		open := map[string]bool{}
-		for _, e := range entries {
-			open[e.Name()] = true
+		var open map[string]bool // all the time: what comes and goes, as a child's pipes, would leave room for more
+		for range 10 {
+			entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID()))
+			r.ok(err)
+			now := map[string]bool{}
+			for _, e := range entries {
+				now[e.Name()] = open == nil || open[e.Name()]
+			}
+			open = now
+			time.Sleep(50 * time.Millisecond)
 		}
 		// Three are left, for a folder and its file to be read and for a question to /readyz. A child takes six.
 		limit := uint64(0)
