@@ -69,12 +69,13 @@ func (r *rig) getsWell(n *lab.Node) {
 	})
 }
 
-// state is all that fairway doctor must not change: rules, routes, links and sysctls of a node.
+// state is all that fairway doctor must not change: rules, routes, links and sysctls of a node. What ip complains of is another lab that has
+// just gone.
 func (r *rig) state(n *lab.Node) string {
 	r.Helper()
 	out, err := n.Run("sh", "-c", `nft -s list ruleset; (iptables-legacy-save; ip6tables-legacy-save) | grep -v -e '^#' -e '^:'
 cat /proc/net/ip_tables_names /proc/net/ip6_tables_names
-ip -o link; ip -o addr; ip route show table all; ip -6 route show table all; ip rule
+ip -o link 2>/dev/null; ip -o addr 2>/dev/null; ip route show table all; ip -6 route show table all; ip rule
 sysctl -a 2>/dev/null | grep -e '^net' | grep -v -e nf_conntrack_count -e net.netfilter.nf_log`)
 	r.ok(err)
 	return out
