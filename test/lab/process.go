@@ -61,16 +61,13 @@ func (ns *Namespace) Start(c Command) (*Process, error) {
 	if c.Cgroup != nil {
 		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(c.Cgroup.Fd())
 	}
-	// A grandchild that keeps the output open must not keep Wait from returning.
-	p.cmd.WaitDelay = time.Second
+	// A grandchild that keeps the output open must not keep Wait from returning. It is an error all the same: an orphan.
+	p.cmd.WaitDelay = 5 * time.Second
 	if err := ns.startTracked(p); err != nil {
 		return nil, fmt.Errorf("%s: start %s: %w", ns.name, c.Path, err)
 	}
 	go func() {
-		// A grandchild that had the output open for longer says nothing of how the process ended, which was with status 0 then.
-		if p.err = p.cmd.Wait(); errors.Is(p.err, exec.ErrWaitDelay) {
-			p.err = nil
-		}
+		p.err = p.cmd.Wait()
 		ns.lab.forget(p)
 		close(p.exited)
 	}()
