@@ -281,10 +281,12 @@ func TestFault39SessionEnds(t *testing.T) {
 	})
 	r.router(append(bgpIn("-j DROP"), "OUTPUT -p tcp --dport 179 -j DROP", "OUTPUT -p tcp --sport 179 -j DROP"), func() { r.eventually(sessionBound, down) })
 	ended("hold time expired", false) // a router that has heard nothing for so long believes in the node no more
-	r.bird.Kill()
-	r.eventually(sessionBound, down)
-	r.startGateway()
-	ended("router killed and started", true)
+	r.keepsRoutes(func() {
+		r.bird.Kill()
+		r.eventually(sessionBound, down)
+		r.startGateway()
+		ended("router killed and started", true)
+	})
 
 	r.agents["n1"].Kill()
 	began := time.Now()

@@ -19,7 +19,8 @@
 //     asked to keep anything, and are met at once: HelperOnly has gobgp send the capability without families, which keeps what they announce.
 //   - It takes it as well when a session is lost and comes again. So when one is lost without a word, gobgp is made to forget the peer and to get
 //     to know it anew, as after a restart; what it forgets of the peer's own paths is kept meanwhile. Nodes
-//     whose paths are passed on are not forgotten.
+//     whose paths are passed on are not forgotten. A peer that has itself restarted must not hear that of this node; that it has is known from its
+//     having ended the connection, of which gobgp does not tell, so a duplicate of the file is held.
 //   - Of two connections at once between two speakers, each closes the one that it has accepted, and both are lost: RFC 4271, section 6.8, is not
 //     there. So of two nodes, one leaves it to the other to connect.
 //   - Conditions on neighbours are lists that are walked, prefixes are looked up first, and an empty set matches everything. Whom something is not

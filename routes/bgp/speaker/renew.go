@@ -22,6 +22,9 @@ type keptPaths struct {
 // as after a restart. It would say otherwise that it has not kept its forwarding state (see the package comment), and a router that still has the
 // node's routes would drop them at once, to get them again some milliseconds later, or seconds if there are thousands.
 //
+// Not so when the peer has ended the connection: it has restarted, and a router that has does not wait for the routes of a neighbour that says the
+// same, but drops those that it had before (RFC 4724, section 4.1).
+//
 // What such a peer had announced itself is kept, as gobgp would. all is false when some have to wait for others.
 func (s *Speaker) renew(t *bgp.Table, passwords map[netip.Addr]string) (all bool, err error) {
 	var errs []error
@@ -61,5 +64,5 @@ func (s *Speaker) renewPeer(p bgp.Peer, r *record, password string, ranges []bgp
 		r.kept = keptPaths{paths, time.Now().Add(patience)}
 		time.AfterFunc(patience, s.received)
 	}
-	return s.introduce(p, password)
+	return s.introduce(p, password, !r.peerEnded)
 }

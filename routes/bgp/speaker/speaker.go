@@ -64,6 +64,9 @@ type record struct {
 	told [2]bool
 	// lost tells that the session was, and that it was not looked at yet whether that was without a word.
 	lost bool
+	// held are the connections of the session that is up, if the peer is asked to keep routes; peerEnded tells that the peer has ended the last one.
+	held      []connection
+	peerEnded bool
 	// kept is what the peer had announced before it was renewed.
 	kept keptPaths
 }
@@ -241,13 +244,16 @@ func (s *Speaker) peerOf(a netip.Addr) *bgp.Peer {
 func (s *Speaker) add(p bgp.Peer, password string) error {
 	s.log.forget(p.Address.String())
 	s.records[p.Address] = &record{password: password, turn: turnFor(p), added: time.Now(), since: time.Now()}
-	return s.introduce(p, password)
+	return s.introduce(p, password, true)
 }
 
-// introduce has gobgp know a peer that there is a record of; or there is none any more, and an error. gobgp only warns when the listening socket
+// introduce has gobgp know a peer that there is a record of; or there is none any more, and an error. restarted tells whether the next session
+// says that this node comes from a restart, if the peer is asked to keep routes. gobgp only warns when the listening socket
 // does not take the peer's password, and would then let connections in without.
-func (s *Speaker) introduce(p bgp.Peer, password string) error {
-	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: apiPeer(p, password)}); err != nil {
+func (s *Speaker) introduce(p bgp.Peer, password string, restarted bool) error {
+	peer := apiPeer(p, password)
+	peer.GracefulRestart.LocalRestarting = peer.GracefulRestart.LocalRestarting && restarted
+	if err := s.server.AddPeer(context.Background(), &api.AddPeerRequest{Peer: peer}); err != nil {
 		delete(s.records, p.Address)
 		return fmt.Errorf("add BGP peer %s: %w", p.Address, err)
 	}
@@ -310,6 +316,9 @@ func (s *Speaker) remove(a netip.Addr) error {
 	if err := s.server.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: a.String()}); err != nil {
 		return fmt.Errorf("remove BGP peer %s: %w", a, err)
 	}
+	if r := s.records[a]; r != nil {
+		r.release()
+	}
 	delete(s.records, a)
 	s.log.forget(a.String())
 	return nil
@@ -341,10 +350,22 @@ func (s *Speaker) record(a netip.Addr, up bool) bool {
 		return false
 	}
 	r.up, r.beenUp, r.since = up, true, time.Now()
-	if r.lost = !up; !up {
+	r.lost = !up
+	if !up {
 		r.told = [2]bool{}
+		r.peerEnded = endedByPeer(r.held)
+	}
+	r.release()
+	if up && r.turn > 0 {
+		r.held = hold(a)
 	}
 	return true
+}
+
+// release lets go of the connections that are held. An error of close leaves nothing to be done.
+func (r *record) release() {
+	_ = letGo(r.held)
+	r.held = nil
 }
 
 // Close ends the sessions with the peers that would not keep the node's routes over a restart of the agent, so that they learn
