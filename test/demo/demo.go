@@ -19,7 +19,7 @@ import (
 
 const (
 	// bound is how long anything may take that is not measured. It is generous: a step says how long it took.
-	bound = 20 * time.Second
+	bound = time.Minute
 	// promise is the time within which a route has to be back, and a change of the cluster in the kernel, on a machine
 	// that has much else to do.
 	promise = 5 * time.Second

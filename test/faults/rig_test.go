@@ -15,9 +15,9 @@ import (
 
 const (
 	// startBound is how long an agent may take to become ready.
-	startBound = 20 * time.Second
+	startBound = time.Minute
 	// eventBound is what proves that a repair came from an event: the audit comes every 30 s.
-	eventBound = 5 * time.Second
+	eventBound = 15 * time.Second
 
 	webPort, targetPort = 80, 8080
 )
@@ -290,7 +290,7 @@ func (r *rig) same(what, before, after string) {
 func (r *rig) metric(n *lab.Node, series string) float64 {
 	r.Helper()
 	var v float64
-	_, body, err := n.Get("http://127.0.0.1:10249/metrics", 5*time.Second)
+	_, body, err := n.Get("http://127.0.0.1:10249/metrics", startBound)
 	r.ok(err)
 	for line := range strings.Lines(body) {
 		if rest, ok := strings.CutPrefix(line, series+" "); ok {

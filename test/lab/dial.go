@@ -220,6 +220,10 @@ func bindLocal(fd int, d Dial) error {
 	return unix.Bind(fd, sockaddr(from))
 }
 
+// udpBuffer is the receive buffer of UDP sockets, in bytes: room for some ten thousand datagrams. The kernel's default is full after little more than a
+// second in which this process had no time to read, and what is dropped then would count as lost on the way.
+const udpBuffer = 8 << 20
+
 // socket makes a non-blocking socket in the namespace, of the family of an address.
 func (ns *Namespace) socket(proto Proto, like netip.Addr) (int, error) {
 	domain, kind := unix.AF_INET, unix.SOCK_STREAM
@@ -234,6 +238,11 @@ func (ns *Namespace) socket(proto Proto, like netip.Addr) (int, error) {
 		fd, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto))
 		return err
 	})
+	if err == nil && proto == UDP {
+		if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpBuffer); err != nil {
+			err = errors.Join(err, unix.Close(fd))
+		}
+	}
 	if err != nil {
 		return -1, fmt.Errorf("make a %s socket: %w", proto, err)
 	}
@@ -297,7 +306,7 @@ func (c *Conn) control(f func(fd int) error) error {
 }
 
 // lateAnswer is how long the other end's word is waited for that a packet had arrived which was sent again.
-const lateAnswer = 100 * time.Millisecond
+const lateAnswer = time.Second
 
 // repeated returns how many packets TCP had to send again; 0 where that can't be told. One that had arrived does not count, which
 // the other end says (DSACK, RFC 2883): on a machine with much to do, an answer may take longer than TCP waits.

@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 // soon bounds what takes a moment on a machine that has nothing else to do.
-const soon = 20 * time.Second
+const soon = time.Minute
 
 // others is what kubelet and the house have on the node, and what a kube-proxy keeps for itself.
 const others = `*mangle
