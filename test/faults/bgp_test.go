@@ -319,17 +319,19 @@ func TestFault39WithoutGracefulRestart(t *testing.T) {
 	}
 }
 
-// listen has a hostile peer wait at an address of the client c.
-func (r *bgpRig) listen(address string, p *hostile.Peer) net.Listener {
+// listen has a hostile peer wait at an address of the client c, for one session in which its case is sent if once is set.
+func (r *bgpRig) listen(address string, p *hostile.Peer, once bool) {
 	r.Helper()
 	var l net.Listener
 	r.ok(r.c.Do(func() (err error) {
 		l, err = net.Listen("tcp4", net.JoinHostPort(address, "179"))
 		return err
 	}))
+	if once {
+		p.Sending = func() { l.Close() }
+	}
 	go p.Serve(l)
 	r.Cleanup(func() { l.Close() })
-	return l
 }
 
 // hostilePeers are n further peers of a configuration.
@@ -358,7 +360,7 @@ func TestFault41MalformedMessages(t *testing.T) {
 	all := make([]*hostile.Peer, len(cases))
 	for i, c := range cases {
 		all[i] = &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, byte(i + 1)}, Case: c}
-		r.listen(addresses[i], all[i])
+		r.listen(addresses[i], all[i], false)
 	}
 	r.eventually(sessionBound, func() error {
 		for i, p := range all {
@@ -393,9 +395,8 @@ func (r *bgpRig) crash(address string, c hostile.Case) {
 	r.Helper()
 	before := r.crashes()
 	r.Logf("sent is %q", c.Name)
-	l := r.listen(address, &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, 1}, Case: c})
+	r.listen(address, &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, 1}, Case: c}, true)
 	r.eventually(sessionBound, func() error { return r.crashed(before + 1) })
-	r.ok(l.Close())
 	a := r.agents["n1"]
 	if out := a.Output(); !strings.Contains(out, "osrg/gobgp") || !strings.Contains(out, `"The BGP process has ended"`) {
 		r.Errorf("it is not gobgp that ended the process, or it is not told:\n%s", out)

@@ -27,6 +27,8 @@ type Peer struct {
 	ID [4]byte
 	// Case is what it does wrong; the zero Case is a peer that does nothing wrong.
 	Case Case
+	// Sending, if there is one, is called before the case is sent.
+	Sending func()
 
 	mu sync.Mutex // guards what follows
 	// established and sent count sessions that came up, and those in which the case was sent.
@@ -72,6 +74,14 @@ func (p *Peer) Ended() []error {
 	return append([]error(nil), p.ended...)
 }
 
+// sending counts a case that is about to be sent.
+func (p *Peer) sending() {
+	if p.Sending != nil {
+		p.Sending()
+	}
+	p.add(&p.sent)
+}
+
 func (p *Peer) add(n *int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -87,7 +97,7 @@ func (p *Peer) session(c net.Conn) error {
 	case AsOpen:
 		return p.say(c)
 	case Capabilities:
-		p.add(&p.sent)
+		p.sending()
 		if err := write(c, p.open(p.Case.Bytes)); err != nil {
 			return err
 		}
@@ -120,7 +130,7 @@ func (p *Peer) say(c net.Conn) error {
 			return err
 		}
 	}
-	p.add(&p.sent)
+	p.sending()
 	if err := write(c, p.Case.Bytes); err != nil {
 		return err
 	}
