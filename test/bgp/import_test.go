@@ -115,9 +115,9 @@ const (
 func (r *rig) serving() (stop func()) {
 	r.Helper()
 	ask := tcp(webIP, webPort)
-	ask.Timeout = 10 * time.Second
+	ask.Timeout = attemptTimeout
 	r.eventually(startBound, func() error { return r.p1.Ask(ask).Expect(lab.OK) })
-	p, err := r.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 50})
+	p, err := r.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 50, NoRepeats: true})
 	r.ok(err)
 	return func() {
 		r.Helper()

@@ -51,7 +51,7 @@ func lossOf(probers ...*lab.Prober) (l loss) {
 func (r *rig) probe(asks ...lab.Dial) (probers []*lab.Prober) {
 	r.Helper()
 	for _, a := range asks {
-		a.Timeout = 3 * time.Second
+		a.Timeout = 10 * time.Second // a lost datagram takes as long to be known as lost
 		p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NewFlows: true})
 		r.ok(err)
 		probers = append(probers, p)

@@ -314,8 +314,8 @@ func TestReflectors(t *testing.T) {
 		r.ok(err)
 		var probes []*lab.Prober
 		for _, a := range []lab.Dial{tcp(r.lab.Pod("p3").Addrs[0], targetPort), tcp(r.lab.Pod("p3").Addrs[1], targetPort), tcp(localIP, webPort), tcp(r.lab.Pod("p4").Addrs[0], targetPort)} {
-			a.Timeout = time.Second
-			p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 50})
+			a.Timeout = attemptTimeout
+			p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 50, NoRepeats: true})
 			r.ok(err)
 			probes = append(probes, p)
 		}

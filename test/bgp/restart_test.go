@@ -48,8 +48,8 @@ func TestRestart(t *testing.T) {
 				var probes []*lab.Prober
 				for _, a := range []lab.Dial{tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort), tcp(localIP, webPort)} {
 					r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "p1") })
-					a.Timeout = time.Second
-					p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100})
+					a.Timeout = attemptTimeout
+					p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
 					r.ok(err)
 					probes = append(probes, p)
 				}

@@ -23,8 +23,11 @@ const (
 	startBound = 60 * time.Second
 	// sessionBound is how long a session may take to come up.
 	sessionBound = 60 * time.Second
-	webPort      = 80
-	targetPort   = 8080
+	// attemptTimeout is when a prober's attempt without an answer counts as failed. A lost packet is known from its being sent again.
+	attemptTimeout = 20 * time.Second
+
+	webPort    = 80
+	targetPort = 8080
 )
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }

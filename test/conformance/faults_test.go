@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -112,8 +111,8 @@ func TestSearchFailsNoConnection(t *testing.T) {
 		for _, n := range []int{10, 10 + others/2, 9 + others, 66} {
 			for _, f := range cluster.Families {
 				ask := tcp(vip(f, n), 80)
-				ask.Timeout = 900 * time.Millisecond // less than TCP's first retransmission: a lost packet fails
-				p, err := s.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 125})
+				ask.Timeout = soon
+				p, err := s.p1.Probe(lab.ProbeConfig{Dial: ask, Rate: 125, NoRepeats: true})
 				ok(t, err)
 				probers[fmt.Sprintf("%s Service %d", f, n)] = p
 			}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -295,7 +296,7 @@ func (w *world) restartAgents(t *testing.T) {
 // restartAPIServer kills the API server for as long as it takes to start it again.
 func (w *world) restartAPIServer(t *testing.T) {
 	vip := vips(w.service(t, "web"))[0]
-	prober, err := w.lab.Pod("pod-a3").Probe(lab.ProbeConfig{Dial: lab.Dial{Proto: lab.TCP, To: vip}, Rate: 100})
+	prober, err := w.lab.Pod("pod-a3").Probe(lab.ProbeConfig{Dial: lab.Dial{Proto: lab.TCP, To: vip, Timeout: time.Minute}, Rate: 100, NoRepeats: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ type contact struct {
 	mu      sync.Mutex
 	failing map[source.Kind]error // guarded by mu, like the following
 	since   time.Time
+	// answers is closed, and replaced, when the API answers for a list for which it did not, while it does not yet for others.
+	answers chan struct{}
 }
 
 // lost returns since when requests have been failing, and the error of one of them; the zero time when all is well.
@@ -42,7 +44,10 @@ func (c *contact) result(kind source.Kind, err error) error {
 	defer c.mu.Unlock()
 	before := len(c.failing)
 	if isAnswer(err) {
-		delete(c.failing, kind)
+		if delete(c.failing, kind); len(c.failing) > 0 && len(c.failing) < before {
+			close(c.answers)
+			c.answers = make(chan struct{})
+		}
 	} else {
 		c.failing[kind] = err
 	}

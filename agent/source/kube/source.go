@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"reflect"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
@@ -28,16 +28,6 @@ import (
 // during the gap goes into the next one. What is made of a Snapshot of 10,000 Services takes some 5 ms of processor time,
 // garbage collection included, so that is a tenth of a core at most.
 const minGap = 50 * time.Millisecond
-
-// Attempts to reach the API come at growing distances with jitter, because after an outage every node of the cluster
-// makes them. client-go's default of up to a minute leaves a node with old endpoints for too long.
-const (
-	firstRetry = 500 * time.Millisecond
-	lastRetry  = 10 * time.Second
-	goodWatch  = time.Minute // a watch that held so long begins the distances anew
-	// lastOptional is the longest distance for a list that the API does not have or does not allow.
-	lastOptional = 5 * time.Minute
-)
 
 // A watched is one of the lists that a Snapshot is made of.
 type watched struct {
@@ -100,7 +90,7 @@ var _ source.Source = (*Source)(nil)
 func New(c *Client) *Source {
 	return &Source{
 		client:    c,
-		contact:   contact{failing: map[source.Kind]error{}},
+		contact:   contact{failing: map[source.Kind]error{}, answers: make(chan struct{})},
 		changed:   make(chan struct{}, 1),
 		assembler: source.NewAssembler(),
 		complete:  map[source.Kind]bool{},
@@ -165,12 +155,11 @@ func (s *Source) snapshot() (next *cluster.Snapshot, listed bool) {
 // follow keeps one list up to date until ctx ends.
 func (s *Source) follow(ctx context.Context, w *watched) {
 	backoff := wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.5, Steps: 100, Cap: lastRetry}
-	r := cache.NewReflectorWithOptions(s.listerWatcher(w), w.example, &store{Source: s, kind: w.kind},
+	tries := &attempts{contact: &s.contact, delay: firstRetry}
+	r := cache.NewReflectorWithOptions(s.listerWatcher(w, tries), w.example, &store{Source: s, kind: w.kind},
 		cache.ReflectorOptions{Name: w.resource, Backoff: &backoff})
 	// Not r.RunWithContext: it logs every failure. What goes wrong, the contact has seen.
-	delay := firstRetry
 	for ctx.Err() == nil {
-		start := time.Now()
 		most := lastRetry
 		watching, relist := context.WithCancel(ctx)
 		s.mu.Lock()
@@ -180,17 +169,13 @@ func (s *Source) follow(ctx context.Context, w *watched) {
 			most = lastOptional
 		}
 		relist()
-		if time.Since(start) > goodWatch {
-			delay = firstRetry
-		}
-		if sleep(ctx, delay/2+rand.N(delay)) != nil {
+		if tries.wait(ctx, most) != nil {
 			return
 		}
-		delay = min(2*delay, most)
 	}
 }
 
-func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
+func (s *Source) listerWatcher(w *watched, tries *attempts) cache.ListerWatcher {
 	request := func(o *metav1.ListOptions) *rest.Request { return s.request(w, o) }
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -201,10 +186,21 @@ func (s *Source) listerWatcher(w *watched) cache.ListerWatcher {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			stream, err := request(&o).Watch(ctx)
+			for utilnet.IsConnectionRefused(err) {
+				// The reflector would go on from where it was, too, but sleep meanwhile, whatever happens.
+				_ = s.result(w, err)
+				if err := tries.wait(ctx, lastRetry); err != nil {
+					return nil, err
+				}
+				stream, err = request(&o).Watch(ctx)
+			}
 			if err == nil && reflect.TypeOf(stream) == unanswered {
-				// The reflector takes it for a watch that ended at once, and tries again after a while.
+				// The reflector takes it for a watch that ended at once, and gives up.
 				_ = s.contact.result(w.kind, errUnanswered)
 				return stream, nil
+			}
+			if err == nil {
+				tries.opened = time.Now()
 			}
 			return stream, s.result(w, err)
 		},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,6 +21,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fairway-net/fairway/agent/cluster"
@@ -320,6 +322,82 @@ func TestSourceHungUpOn(t *testing.T) {
 	until(t, "back", func() bool { since, _ := r.Lost(); return since.IsZero() })
 }
 
+// A machine without an API server refuses connections. Afterwards a watch goes on from where it was, without a list.
+func TestSourceRefused(t *testing.T) {
+	s := newAPIServer(t)
+	s.put(node("n1"))
+	listen := func(at string) *http.Server {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &http.Server{Addr: l.Addr().String(), Handler: s}
+		go func() { _ = server.Serve(l) }() // ends with Close
+		t.Cleanup(func() { server.Close() })
+		return server
+	}
+	server := listen("127.0.0.1:0")
+	s.URL = "http://" + server.Addr
+	r := run(t, s)
+	r.await(t, "n1")
+	s.put(node("n2")) // a watch that ends at once, without an event, would be followed by a list
+	before := r.await(t, "n1 n2")
+	server.Close()
+	until(t, "lost", func() bool { since, err := r.Lost(); return !since.IsZero() && utilnet.IsConnectionRefused(err) })
+	s.put(node("n3"))
+	if r.last() != before {
+		t.Error("the outage changed the state")
+	}
+	old := 0
+	s.do(func() { old = len(s.requests) })
+	listen(server.Addr)
+	r.await(t, "n1 n2 n3")
+	until(t, "back", func() bool { since, _ := r.Lost(); return since.IsZero() })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, request := range s.requests[old:] {
+		q := request.URL.Query()
+		if strings.HasSuffix(request.URL.Path, "/nodes") && (q.Get("watch") == "" || q.Get("sendInitialEvents") == "true") {
+			t.Errorf("Nodes were listed again: %s", request.URL)
+		}
+	}
+}
+
+// When the API answers for one list, the others do not wait any longer.
+func TestAttemptsAfterAnAnswer(t *testing.T) {
+	c := contact{failing: map[source.Kind]error{}, answers: make(chan struct{})}
+	refused := errors.New("connection refused")
+	for _, kind := range []source.Kind{source.KindNode, source.KindService} {
+		_ = c.result(kind, refused)
+	}
+	a := attempts{contact: &c, delay: 2 * time.Hour}
+	ended := make(chan error, 1)
+	go func() { ended <- a.wait(t.Context(), time.Hour) }()
+	for waited := false; !waited; {
+		_ = c.result(source.KindNode, nil)
+		select {
+		case err := <-ended:
+			if waited = true; err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Millisecond): // it may not have begun to wait
+			_ = c.result(source.KindNode, refused)
+		}
+	}
+	if a.delay != time.Hour {
+		t.Errorf("the next wait is about %s, want the longest there is", a.delay)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := a.wait(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("a wait that is cancelled: %v", err)
+	}
+	a.opened = time.Now().Add(-2 * goodWatch)
+	if err := a.wait(t.Context(), time.Hour); err != nil || a.delay != 2*firstRetry || !a.opened.IsZero() {
+		t.Errorf("after a good watch: %v, the next wait is about %s", err, a.delay)
+	}
+}
+
 // What no API server lets pass comes from one that is broken, or newer: fields that are null or missing, and values that nobody knows.
 // It is left out, with a Note where it matters, and the rest is served.
 func TestSourceStrangeObjects(t *testing.T) {
@@ -383,7 +461,7 @@ func TestSourceBurst(t *testing.T) {
 }
 
 func TestContact(t *testing.T) {
-	c := contact{failing: map[source.Kind]error{}}
+	c := contact{failing: map[source.Kind]error{}, answers: make(chan struct{})}
 	refused := errors.New("connection refused")
 	for _, step := range []struct {
 		kind source.Kind
