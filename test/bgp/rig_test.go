@@ -24,7 +24,7 @@ const (
 	// sessionBound is how long a session may take to come up.
 	sessionBound = 60 * time.Second
 	// attemptTimeout is when a prober's attempt without an answer counts as failed. A lost packet is known from its being sent again.
-	attemptTimeout = 20 * time.Second
+	attemptTimeout = 10 * time.Second
 
 	webPort    = 80
 	targetPort = 8080

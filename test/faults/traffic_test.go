@@ -30,7 +30,7 @@ const lastAttempts = 50
 
 // attemptTimeout is when a datagram without an answer counts as lost. A lost packet of TCP is known from its being sent again: time
 // alone would not tell it from a busy machine.
-const attemptTimeout = 20 * time.Second
+const attemptTimeout = 10 * time.Second
 
 // A flow is what somebody asks all the time.
 type flow struct {
