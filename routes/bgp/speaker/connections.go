@@ -78,7 +78,10 @@ func hangUp(peer netip.Addr) error {
 	list, err := connectionsTo(peer)
 	errs := []error{err}
 	for _, c := range list {
-		errs = append(errs, unix.Shutdown(int(c), unix.SHUT_RDWR))
+		// Of two duplicates of one connection, the second may find it ended.
+		if err := unix.Shutdown(int(c), unix.SHUT_RDWR); !errors.Is(err, unix.ENOTCONN) {
+			errs = append(errs, err)
+		}
 	}
 	if len(list) == 0 {
 		errs = append(errs, fmt.Errorf("there is no connection to %s", peer))
