@@ -65,7 +65,7 @@ func TestManyWithRefused(t *testing.T) {
 	if len(report.Replaced) == 0 || len(report.Added) > 0 || len(report.Deleted) > 0 {
 		t.Errorf("%d were replaced, %d added, %d deleted", len(report.Replaced), len(report.Added), len(report.Deleted))
 	}
-	if r := sync(t, c, want); len(r.Added)+len(r.Replaced)+len(r.Deleted) > 0 {
+	if r := synced(t, c, want); len(r.Added)+len(r.Replaced)+len(r.Deleted) > 0 {
 		t.Error("the next one writes again")
 	}
 }

@@ -55,7 +55,7 @@ func TestNextHops(t *testing.T) {
 	} {
 		want := learnedTable(t, c, lines...)
 		count.writes = 0
-		sync(t, c, want)
+		synced(t, c, want)
 		if count.writes != 2 {
 			t.Errorf("%v: %d writes, expected one for each family", lines, count.writes)
 		}
@@ -63,7 +63,7 @@ func TestNextHops(t *testing.T) {
 			t.Errorf("%v: the kernel has\n%s", lines, got)
 		}
 		count.writes = 0
-		if sync(t, c, want); count.writes != 0 {
+		if synced(t, c, want); count.writes != 0 {
 			t.Errorf("%v: %d writes the second time", lines, count.writes)
 		}
 	}
@@ -74,7 +74,7 @@ func TestNextHopsRepaired(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.openLearned()
 	want := learnedTable(t, c, "172.16.0.0/12 10.240.0.1 10.240.0.2", "2001:db8:5::/48 fd00:240::1 fd00:240::2")
-	sync(t, c, want)
+	synced(t, c, want)
 	for _, s := range []struct {
 		do     string
 		writes int
@@ -89,7 +89,7 @@ func TestNextHopsRepaired(t *testing.T) {
 	} {
 		ns.ip(s.do)
 		count.writes = 0
-		sync(t, c, want)
+		synced(t, c, want)
 		if count.writes != s.writes {
 			t.Errorf("%s: %d writes, expected %d", s.do, count.writes, s.writes)
 		}
@@ -116,9 +116,9 @@ func TestTwoProtocols(t *testing.T) {
 	learned, _ := ns.openLearned()
 	direct := table(t, pods, "10.200.2.0/24 10.240.0.12")
 	wanted := learnedTable(t, learned, "10.200.2.0/24 10.240.0.1 10.240.0.2", "172.16.0.0/12 10.240.0.1")
-	sync(t, learned, wanted)
-	sync(t, pods, direct)
-	sync(t, learned, wanted)
+	synced(t, learned, wanted)
+	synced(t, pods, direct)
+	synced(t, learned, wanted)
 	if got := inOneLine(ns.shown("main", "")); strings.Count(got, "proto 103") != 2 || strings.Count(got, "proto 102") != 1 {
 		t.Errorf("the kernel has\n%s", got)
 	}

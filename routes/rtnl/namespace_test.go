@@ -194,8 +194,8 @@ func await(t testing.TB, events <-chan Event, wanted Event) Event {
 	}
 }
 
-// sync calls Sync, which must succeed.
-func sync(t testing.TB, c *Conn, want *routes.Table) Report {
+// synced calls Sync, which must succeed.
+func synced(t testing.TB, c *Conn, want *routes.Table) Report {
 	t.Helper()
 	report, err := c.Sync(context.Background(), want)
 	if err != nil {

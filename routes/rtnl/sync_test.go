@@ -35,7 +35,7 @@ func TestSyncWritesWhatChangedAndNothingElse(t *testing.T) {
 	} {
 		want := table(t, c, step.want...)
 		*count = counter{}
-		report := sync(t, c, want)
+		report := synced(t, c, want)
 		if len(report.Added) != step.added || len(report.Replaced) != step.set || len(report.Deleted) != step.deleted ||
 			report.Installed != step.kept || len(report.Notes) != 0 || len(report.Waiting) != 0 {
 			t.Errorf("%s: report %+v", step.name, report)
@@ -52,10 +52,10 @@ func TestSyncWritesWhatChangedAndNothingElse(t *testing.T) {
 func TestReplaceLeavesNoGap(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
-	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12"))
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12"))
 	monitor := ns.monitor(unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.22", "fd00:200:2::/64 fd00:240::22"))
-	sync(t, c, table(t, c)) // ends the list
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.22", "fd00:200:2::/64 fd00:240::22"))
+	synced(t, c, table(t, c)) // ends the list
 	var seen []string
 	for len(seen) < 4 {
 		messages, _, err := monitor.Receive()
@@ -105,7 +105,7 @@ func TestOthersRoutesStay(t *testing.T) {
 			before := ns.shown("all", "200") // the kernel's own routes come and go with its address detection
 			conn, count := ns.open()
 			want := table(t, conn, c.wanted)
-			report := sync(t, conn, want)
+			report := synced(t, conn, want)
 			if got := notes(report); got != c.note {
 				t.Errorf("notes:\n%s\nwant:\n%s", got, c.note)
 			}
@@ -113,7 +113,7 @@ func TestOthersRoutesStay(t *testing.T) {
 				t.Errorf("report %+v", report)
 			}
 			count.writes = 0
-			if again := sync(t, conn, want); notes(again) != c.note || count.writes != 0 {
+			if again := synced(t, conn, want); notes(again) != c.note || count.writes != 0 {
 				t.Errorf("second time: %d writes, notes %q", count.writes, notes(again))
 			}
 			if removed, err := conn.Cleanup(context.Background()); err != nil || removed != c.installed {
@@ -139,12 +139,12 @@ func TestAnotherRouteInFrontOfOurs(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
 	want := table(t, c, "10.200.2.0/24 10.240.0.12")
-	sync(t, c, want)
+	synced(t, c, want)
 	ns.ip("route prepend 10.200.2.0/24 via 10.240.0.99 proto static")
-	if report := sync(t, c, want); report.Installed != 1 || len(report.Notes) != 1 {
+	if report := synced(t, c, want); report.Installed != 1 || len(report.Notes) != 1 {
 		t.Errorf("ours as wanted, behind another's: %+v", report)
 	}
-	report := sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.13"))
+	report := synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.13"))
 	if report.Installed != 0 || len(report.Deleted) != 1 || len(report.Notes) != 1 {
 		t.Errorf("ours not as wanted, behind another's: %+v", report)
 	}
@@ -166,7 +166,7 @@ func TestAnotherRouteAfterReading(t *testing.T) {
 					ns.ip("route add " + c.foreign)
 				}
 			}
-			report := sync(t, conn, table(t, conn, c.wanted))
+			report := synced(t, conn, table(t, conn, c.wanted))
 			if report.Installed != 0 || len(report.Notes) != 1 || report.Notes[0].Reason != cluster.ReasonRouteConflict {
 				t.Errorf("report %+v", report)
 			}
@@ -179,7 +179,7 @@ func TestAnotherRouteAfterReading(t *testing.T) {
 func TestGoneAfterReading(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.open()
-	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12", "10.200.3.0/24 10.240.0.13"))
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12", "10.200.3.0/24 10.240.0.13"))
 	want := table(t, c, "10.200.2.0/24 10.240.0.22", "fd00:200:2::/64 fd00:240::22")
 	count.before = func(req *nl.NetlinkRequest) {
 		if req.Type == unix.RTM_NEWROUTE {
@@ -188,7 +188,7 @@ func TestGoneAfterReading(t *testing.T) {
 			ns.ip("-6 route flush proto 102")
 		}
 	}
-	report := sync(t, c, want)
+	report := synced(t, c, want)
 	if len(report.Added) != 2 || len(report.Replaced) != 0 || len(report.Deleted) != 0 || report.Installed != 2 {
 		t.Errorf("report %+v", report)
 	}
@@ -213,14 +213,14 @@ func TestOursInStrangeShapes(t *testing.T) {
 	want := table(t, c, "10.200.2.0/24 10.240.0.12", "10.200.3.0/24 10.240.0.13", "10.200.4.0/24 10.240.0.14",
 		"10.200.5.0/24 10.240.0.15", "10.200.6.0/24 10.240.0.66", "10.200.7.0/24 10.240.0.17",
 		"fd00:200:2::/64 fd00:240::12", "fd00:200:3::/64 fd00:240::13", "fd00:200:4::/64 fd00:240::14")
-	sync(t, c, want)
+	synced(t, c, want)
 	ns.expect("proto 102", want.Lines())
 	count.writes = 0
-	if sync(t, c, want); count.writes != 0 {
+	if synced(t, c, want); count.writes != 0 {
 		t.Errorf("%d writes although nothing changed", count.writes)
 	}
 	ns.ip("-6 route append fd00:200:3::/64 via fd00:240::33 proto 102")
-	if report := sync(t, c, want); len(report.Replaced) != 1 {
+	if report := synced(t, c, want); len(report.Replaced) != 1 {
 		t.Errorf("a second next hop: report %+v", report)
 	}
 	ns.expect("proto 102", want.Lines())
@@ -249,18 +249,18 @@ func TestRoutesWaitForTheirLink(t *testing.T) {
 	gone.Routes[0].LinkIndex = 9999
 	far := table(t, c, "10.200.2.0/24 192.168.77.1")
 	for _, table := range []*routes.Table{gone, far} {
-		report := sync(t, c, table)
+		report := synced(t, c, table)
 		if len(report.Waiting) != 1 || len(report.Notes) != 1 || report.Notes[0].Reason != cluster.ReasonNextHopUnreachable {
 			t.Errorf("%s: report %+v", table.Lines(), report)
 		}
 	}
 	ns.ip("link set eth0 down")
-	if report := sync(t, c, want); len(report.Waiting) != 2 || report.Installed != 0 {
+	if report := synced(t, c, want); len(report.Waiting) != 2 || report.Installed != 0 {
 		t.Errorf("link down: report %+v", report)
 	}
 	ns.ip("link set eth0 up")
 	ns.ip("addr replace fd00:240::11/64 dev eth0 nodad") // IPv6 addresses go with the link
-	if report := sync(t, c, want); report.Installed != 2 {
+	if report := synced(t, c, want); report.Installed != 2 {
 		t.Errorf("link up: report %+v", report)
 	}
 	ns.expect("proto 102", want.Lines())
@@ -271,7 +271,7 @@ func TestInterruptedDump(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.open()
 	want := manyRoutes(t, c, 50)
-	sync(t, c, want)
+	synced(t, c, want)
 	interruptions := 0
 	send := c.execute
 	c.execute = func(req *nl.NetlinkRequest, each func([]byte)) error {
@@ -288,7 +288,7 @@ func TestInterruptedDump(t *testing.T) {
 		return errors.Join(err, nl.ErrDumpInterrupted)
 	}
 	interruptions, count.writes = 5, 0
-	if report := sync(t, c, want); report.Installed != 50 || count.writes != 0 {
+	if report := synced(t, c, want); report.Installed != 50 || count.writes != 0 {
 		t.Errorf("after interruptions: %d writes, report %+v", count.writes, report)
 	}
 	interruptions = 1 << 20
@@ -321,7 +321,7 @@ func TestDumpsUnderChurn(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.open()
 	want := manyRoutes(t, c, 400)
-	sync(t, c, want)
+	synced(t, c, want)
 	churn := make([]string, 0, 2000)
 	for i := range 1000 {
 		churn = append(churn, fmt.Sprintf("route add 172.16.%d.0/24 via 10.240.0.99 proto static", i%256),
@@ -351,7 +351,7 @@ func TestDumpsUnderChurn(t *testing.T) {
 func TestCleanup(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
-	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12"))
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12"))
 	ns.ip("route add 10.200.3.0/24 via 10.240.0.99 proto static")
 	for _, want := range []int{2, 0} {
 		if removed, err := c.Cleanup(context.Background()); err != nil || removed != want {
@@ -385,11 +385,11 @@ func BenchmarkProgram5000(b *testing.B) {
 	c, _ := ns.open()
 	want := manyRoutes(b, c, 5000)
 	for b.Loop() {
-		if report := sync(b, c, want); len(report.Added) != 5000 {
+		if report := synced(b, c, want); len(report.Added) != 5000 {
 			b.Fatalf("added %d", len(report.Added))
 		}
 		b.StopTimer()
-		sync(b, c, &routes.Table{})
+		synced(b, c, &routes.Table{})
 		b.StartTimer()
 	}
 }
@@ -399,10 +399,10 @@ func BenchmarkUnchanged5000(b *testing.B) {
 	ns := newNamespace(b).network()
 	c, count := ns.open()
 	want := manyRoutes(b, c, 5000)
-	sync(b, c, want)
+	synced(b, c, want)
 	count.writes = 0
 	for b.Loop() {
-		sync(b, c, want)
+		synced(b, c, want)
 	}
 	if count.writes != 0 {
 		b.Fatalf("%d writes", count.writes)

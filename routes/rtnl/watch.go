@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -51,9 +53,54 @@ func (e Event) String() string {
 // 1 KiB of it, so this holds what a flush of several thousand routes sends while we are busy elsewhere.
 const watchBuffer = 4 << 20
 
+// The kernel tells that an IPv4 route is deleted before it takes the route out of the table (fib_table_delete of net/ipv4/fib_trie.c), and since
+// Linux 6.9 a dump does not wait for whoever deletes. So a Sync may find there what it has just been told is gone: rarely, and once more when the
+// one who deletes has to wait for a processor. The same is told again after these times, of which the last is for a machine that has much to do.
+var toldAgain = [...]time.Duration{100 * time.Millisecond, time.Second}
+
+// An echo tells of deleted routes again. Its calls and others come one at a time.
+type echo struct {
+	mu      sync.Mutex // guards what follows, and is held in calls
+	changed func(Event)
+	ended   bool
+	timers  [len(toldAgain)]*time.Timer
+}
+
+// tell calls changed, now, and if there are deleted routes, again later.
+func (o *echo) tell(e Event, deleted bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return
+	}
+	o.changed(e)
+	for i, after := range toldAgain {
+		switch {
+		case !deleted:
+		case o.timers[i] == nil:
+			o.timers[i] = time.AfterFunc(after, func() { o.tell(RoutesChanged, false) })
+		default:
+			o.timers[i].Reset(after)
+		}
+	}
+}
+
+// end ends the calls.
+func (o *echo) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	for _, t := range o.timers {
+		if t != nil {
+			t.Stop()
+		}
+	}
+}
+
 // Watch calls changed whenever something changed that may call for a Sync, until the context ends; it then returns nil.
 // The first call, with all Events, comes as soon as the watch stands: what happened after that will be told. Calls come
-// one at a time, for a burst of changes often many, so callers coalesce. Our own writes are not told.
+// one at a time, for a burst of changes often many, so callers coalesce. Our own writes are not told. A route that somebody deleted is told more
+// than once: at first it may still be there to be read.
 //
 // When the kernel had to drop messages, that is an Overrun event and the watch goes on. Any other failure of the socket
 // is returned; call Watch again, whose first event then makes up for what was missed.
@@ -83,14 +130,16 @@ func (c *Conn) watchWith(ctx context.Context, buffer int, changed func(Event)) e
 			socket.Close()
 		}
 	}()
-	changed(everything)
+	told := &echo{changed: changed}
+	defer told.end()
+	told.tell(everything, false)
 	for {
 		messages, from, err := socket.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			changed(everything) // the socket itself is fine, and its next message is a new one
+			told.tell(everything, true) // the socket itself is fine, and its next message is a new one
 			continue
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -99,15 +148,14 @@ func (c *Conn) watchWith(ctx context.Context, buffer int, changed func(Event)) e
 		case from.Pid != nl.PidKernel:
 			continue
 		}
-		if e := c.classify(messages); e != 0 {
-			changed(e)
+		if e, deleted := c.classify(messages); e != 0 {
+			told.tell(e, deleted)
 		}
 	}
 }
 
-// classify tells what a batch of messages means for us.
-func (c *Conn) classify(messages []syscall.NetlinkMessage) Event {
-	var e Event
+// classify tells what a batch of messages means for us, and whether a route that concerns us was deleted.
+func (c *Conn) classify(messages []syscall.NetlinkMessage) (e Event, deleted bool) {
 	for i := range messages {
 		m := &messages[i]
 		switch m.Header.Type {
@@ -121,6 +169,7 @@ func (c *Conn) classify(messages []syscall.NetlinkMessage) Event {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			if m.Header.Pid != c.port && c.concerns(m.Data) {
 				e |= RoutesChanged
+				deleted = deleted || m.Header.Type == unix.RTM_DELROUTE
 			}
 		case unix.RTM_NEWNETCONF:
 			if stopsForwarding(m.Data) {
@@ -128,7 +177,7 @@ func (c *Conn) classify(messages []syscall.NetlinkMessage) Event {
 			}
 		}
 	}
-	return e
+	return e, deleted
 }
 
 // stopsForwarding reports whether a changed setting, the payload of RTM_NEWNETCONF, is that the namespace as a whole

@@ -35,7 +35,7 @@ func TestWatchTellsOfForwardingTurnedOff(t *testing.T) {
 		}
 		for i, m := range messages {
 			if m.Header.Type != unix.RTM_NEWLINK {
-				if c.classify(messages[i:i+1]) != 0 {
+				if e, _ := c.classify(messages[i : i+1]); e != 0 {
 					told++
 				}
 				continue

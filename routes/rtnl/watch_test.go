@@ -20,7 +20,7 @@ func repair(ns *namespace, c *Conn, events <-chan Event, want *routes.Table) tim
 	begin := time.Now()
 	for time.Since(begin) < patience {
 		await(ns.t, events, RoutesChanged)
-		if report := sync(ns.t, c, want); report.Installed == len(want.Routes) && len(report.Added)+len(report.Replaced) > 0 {
+		if report := synced(ns.t, c, want); report.Installed == len(want.Routes) && len(report.Added)+len(report.Replaced) > 0 {
 			took := time.Since(begin)
 			ns.expect("proto 102", linesByFamily(want))
 			return took
@@ -44,7 +44,7 @@ func TestWatchTellsAndSyncRepairs(t *testing.T) {
 			ns := newNamespace(t).network()
 			c, _ := ns.open()
 			want := table(t, c, "10.200.2.0/24 10.240.0.12", "fd00:200:2::/64 fd00:240::12")
-			sync(t, c, want)
+			synced(t, c, want)
 			events := ns.watch(c, watchBuffer)
 			for _, command := range strings.Split(fault.do, ";") {
 				ns.ip(command)
@@ -59,16 +59,16 @@ func TestWatchTellsOfAForeignRouteThatTookOurPlace(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
 	want := table(t, c, "10.200.2.0/24 10.240.0.12")
-	sync(t, c, want)
+	synced(t, c, want)
 	events := ns.watch(c, watchBuffer)
 	ns.ip("route replace 10.200.2.0/24 via 10.240.0.99 proto static")
 	await(t, events, RoutesChanged)
-	if report := sync(t, c, want); len(report.Notes) != 1 || report.Installed != 0 {
+	if report := synced(t, c, want); len(report.Notes) != 1 || report.Installed != 0 {
 		t.Errorf("replaced by another's: report %+v", report)
 	}
 	ns.ip("route del 10.200.2.0/24 proto static")
 	await(t, events, RoutesChanged)
-	if report := sync(t, c, want); len(report.Notes) != 0 || report.Installed != 1 {
+	if report := synced(t, c, want); len(report.Notes) != 0 || report.Installed != 1 {
 		t.Errorf("the other's is gone: report %+v", report)
 	}
 }
@@ -78,8 +78,8 @@ func TestWatchIsQuietAboutOurWritesAndOthersRoutes(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, count := ns.open()
 	monitor := ns.monitor(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	sync(t, c, manyRoutes(t, c, 20))
-	sync(t, c, table(t, c, "10.200.2.0/24 10.240.0.12"))
+	synced(t, c, manyRoutes(t, c, 20))
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.12"))
 	ns.ip("route add 172.16.1.0/24 via 10.240.0.99 proto static")
 	ns.ip("route add 10.200.2.0/24 via 10.240.0.99 table 77")
 	ns.ip("route del 172.16.1.0/24")
@@ -105,7 +105,7 @@ func TestWatchIsQuietAboutOurWritesAndOthersRoutes(t *testing.T) {
 				continue
 			}
 			told++
-			if e := c.classify(messages[i : i+1]); e != 0 {
+			if e, _ := c.classify(messages[i : i+1]); e != 0 {
 				r, _ := decode(m.Data)
 				t.Errorf("told %s of what does not concern us: %s", e, r)
 			}
@@ -118,7 +118,7 @@ func TestWatchSurvivesAnOverrun(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
 	want := manyRoutes(t, c, 400)
-	sync(t, c, want)
+	synced(t, c, want)
 	// A Watch whose callback blocks: the buffer fills for certain, however fast the machine is.
 	blocked, release := make(chan struct{}), make(chan struct{})
 	first := true
@@ -137,7 +137,7 @@ func TestWatchSurvivesAnOverrun(t *testing.T) {
 	if e := await(t, events, Overrun); e != everything {
 		t.Errorf("overrun tells %s", e)
 	}
-	if report := sync(t, c, want); report.Installed != 400 {
+	if report := synced(t, c, want); report.Installed != 400 {
 		t.Errorf("report %+v", report)
 	}
 	ns.expect("proto 102", linesByFamily(want))
@@ -158,7 +158,7 @@ func TestFlushOfAThousandRoutes(t *testing.T) {
 	ns := newNamespace(t).network()
 	c, _ := ns.open()
 	want := manyRoutes(t, c, 1000)
-	sync(t, c, want)
+	synced(t, c, want)
 	events := ns.watch(c, watchBuffer)
 	begin := time.Now()
 	ns.ip("-4 route flush proto 102")
@@ -168,7 +168,7 @@ func TestFlushOfAThousandRoutes(t *testing.T) {
 	for {
 		await(t, events, RoutesChanged)
 		syncs++
-		if sync(t, c, want); ns.shown("main", "proto 102") == linesByFamily(want) {
+		if synced(t, c, want); ns.shown("main", "proto 102") == linesByFamily(want) {
 			break
 		}
 		if time.Since(begin) > patience {
@@ -176,6 +176,18 @@ func TestFlushOfAThousandRoutes(t *testing.T) {
 		}
 	}
 	t.Logf("flush of 1,000 routes took %s, all were back %s after it, by %d syncs", flushed, time.Since(begin)-flushed, syncs)
+}
+
+// TestWatchTellsAgain: a deleted route is told again, for a Sync that was so fast that it still found it.
+func TestWatchTellsAgain(t *testing.T) {
+	ns := newNamespace(t).network()
+	c, _ := ns.open()
+	synced(t, c, table(t, c, "10.200.2.0/24 10.240.0.12"))
+	events := ns.watch(c, watchBuffer)
+	ns.ip("route del 10.200.2.0/24")
+	for range 1 + len(toldAgain) {
+		await(t, events, RoutesChanged)
+	}
 }
 
 func TestWatchEnds(t *testing.T) {
