@@ -398,9 +398,12 @@ func (r *bgpRig) crash(address string, c hostile.Case) {
 	r.listen(address, &hostile.Peer{ASN: 64500, ID: [4]byte{10, 240, 1, 1}, Case: c}, true)
 	r.eventually(sessionBound, func() error { return r.crashed(before + 1) })
 	a := r.agents["n1"]
-	if out := a.Output(); !strings.Contains(out, "osrg/gobgp") || !strings.Contains(out, `"The BGP process has ended"`) {
-		r.Errorf("it is not gobgp that ended the process, or it is not told:\n%s", out)
-	}
+	r.eventually(eventBound, func() error { // it is counted before it is written
+		if out := a.Output(); !strings.Contains(out, "osrg/gobgp") || !strings.Contains(out, `"The BGP process has ended"`) {
+			return fmt.Errorf("it is not gobgp that ended the process, or it is not told:\n%s", out)
+		}
+		return nil
+	})
 	select {
 	case <-a.Exited():
 		r.Fatalf("the agent has ended: %s", a.State())
