@@ -53,8 +53,8 @@ func (e Event) String() string {
 // 1 KiB of it, so this holds what a flush of several thousand routes sends while we are busy elsewhere.
 const watchBuffer = 4 << 20
 
-// The kernel tells that an IPv4 route is deleted before it takes the route out of the table (fib_table_delete of net/ipv4/fib_trie.c), and since
-// Linux 6.9 a dump does not wait for whoever deletes. So a Sync may find there what it has just been told is gone: rarely, and once more when the
+// The kernel tells that an IPv4 route is deleted before it takes the route out of the table (fib_table_delete of net/ipv4/fib_trie.c), and on a
+// kernel whose dumps take no RTNL lock (seen on 6.18) nobody waits for whoever deletes. So a Sync may find there what it has just been told is gone: rarely, and once more when the
 // one who deletes has to wait for a processor. The same is told again after these times, of which the last is for a machine that has much to do.
 var toldAgain = [...]time.Duration{100 * time.Millisecond, time.Second}
 

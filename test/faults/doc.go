@@ -4,7 +4,7 @@
 //
 // Every test says what a fault cost: failed attempts, the longest gap, and the time until the kernel was as it should be,
 // taken from the kernel's own notifications. What should be is computed here from the Node objects, by a few lines
-// that share nothing with the agent. Times are printed, and asserted only with a bound of a few seconds: a
+// that share nothing with the agent. Times are printed, and asserted only with a bound of 15 seconds: a
 // loaded machine keeps it, and an agent that found out by its audit, every half minute, would not.
 //
 // What needs an API server (an outage of it, a stream that breaks) is in test/e2e. What restarts cost with several kinds of routers is in

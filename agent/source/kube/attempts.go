@@ -43,10 +43,3 @@ func (a *attempts) wait(ctx context.Context, most time.Duration) error {
 	}
 	return nil
 }
-
-// answered returns what is closed when the API answers again, for one list at least.
-func (c *contact) answered() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.answers
-}

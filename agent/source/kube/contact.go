@@ -61,6 +61,13 @@ func (c *contact) result(kind source.Kind, err error) error {
 	return err
 }
 
+// answered returns what is closed when the API answers again, for one list at least.
+func (c *contact) answered() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answers
+}
+
 // isAnswer reports whether the API did its work. Being told to list anew (410), to slow down (429) or that watch-list
 // is not known (422) is part of the protocol.
 func isAnswer(err error) bool {
