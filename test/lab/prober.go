@@ -47,6 +47,8 @@ type attempt struct {
 	outcome Outcome
 	decided bool
 	name    string
+	// detail is what else is known of a failed one.
+	detail string
 }
 
 // A Report is what a Prober saw.
@@ -61,6 +63,8 @@ type Report struct {
 	LongestOutage time.Duration
 	// FirstFailure and LastFailure are when these attempts began; the zero Time without a failure.
 	FirstFailure, LastFailure time.Time
+	// Detail is what else is known of the first failed attempt: its port and time, and how often TCP sent again. Empty for datagrams from one port.
+	Detail string
 	// Last is when the last attempt with an answer began, by who gave it.
 	Last map[string]time.Time
 }
@@ -84,8 +88,8 @@ func (r Report) String() string {
 		kinds = append(kinds, fmt.Sprintf("%d %s", n, o))
 	}
 	slices.Sort(kinds)
-	return fmt.Sprintf("%d attempts, %d failed (%s), longest outage %d ms",
-		r.Attempts, r.Failed(), strings.Join(kinds, ", "), r.LongestOutage.Milliseconds())
+	return fmt.Sprintf("%d attempts, %d failed (%s), longest outage %d ms, the first at %s %s",
+		r.Attempts, r.Failed(), strings.Join(kinds, ", "), r.LongestOutage.Milliseconds(), r.FirstFailure.Format("15:04:05.000"), r.Detail)
 }
 
 // Probe starts a Prober. Stop it for its report; closing the Lab ends it as well.
@@ -157,7 +161,7 @@ func summarise(attempts []attempt) Report {
 		r.Failures[a.outcome]++
 		r.LastFailure = a.at
 		if r.FirstFailure.IsZero() {
-			r.FirstFailure = a.at
+			r.FirstFailure, r.Detail = a.at, a.detail
 		}
 		if since.IsZero() {
 			since = a.at
@@ -195,11 +199,11 @@ func (p *Prober) begin() {
 }
 
 // decide records what became of an attempt; only the first call for an attempt counts.
-func (p *Prober) decide(n int, o Outcome, name string) {
+func (p *Prober) decide(n int, o Outcome, name, detail string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if a := &p.attempts[n]; !a.decided {
-		a.outcome, a.name, a.decided = o, name, true
+		a.outcome, a.name, a.detail, a.decided = o, name, detail, true
 	}
 }
 
@@ -210,10 +214,15 @@ func (p *Prober) runAsks() {
 		p.begin()
 		wg.Go(func() {
 			r := p.ns.Ask(p.cfg.Dial)
-			if p.cfg.NoRepeats && r.Outcome == OK && r.Repeated > 0 {
-				r.Outcome, r.Name = Timeout, ""
+			if r.Outcome == OK && (r.Repeated == 0 || !p.cfg.NoRepeats) {
+				p.decide(n, OK, r.Name, "")
+				return
 			}
-			p.decide(n, r.Outcome, r.Name)
+			detail := fmt.Sprintf("(%s; sent again: %d)", r, r.Repeated)
+			if r.Outcome == OK {
+				r.Outcome = Timeout
+			}
+			p.decide(n, r.Outcome, "", detail)
 		})
 	})
 	wg.Wait()
@@ -229,7 +238,7 @@ func (p *Prober) runUDP(c *Conn) {
 	p.tick(func(n int) {
 		p.begin()
 		if _, err := c.file.Write([]byte(strconv.Itoa(n))); err != nil {
-			p.decide(n, classify(err), "")
+			p.decide(n, classify(err), "", "")
 		}
 		p.expire(p.cfg.Dial.Timeout)
 	})
@@ -268,7 +277,7 @@ func (p *Prober) answered(text string) {
 	if err != nil || errNumber != nil {
 		return // not of a lab server; the attempt stays undecided and becomes a timeout
 	}
-	p.decide(number, OK, name)
+	p.decide(number, OK, name, "")
 }
 
 // finished tells whether the last datagram has been sent and nothing is under way. That the Prober was stopped is not enough: one more

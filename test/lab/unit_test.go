@@ -19,20 +19,22 @@ func TestSummarise(t *testing.T) {
 	at := func(ms int, o Outcome, name string) attempt {
 		return attempt{at: start.Add(time.Duration(ms) * time.Millisecond), outcome: o, name: name, decided: true}
 	}
+	refused := at(10, Refused, "")
+	refused.detail = "why"
 	got := summarise([]attempt{
-		at(0, OK, "a"), at(10, Refused, ""), at(20, OK, "a"),
+		at(0, OK, "a"), refused, at(20, OK, "a"),
 		at(30, Timeout, ""), at(40, Refused, ""), at(70, OK, "b"), at(80, Timeout, ""), at(90, Timeout, ""),
 	})
 	want := Report{
 		Attempts: 8, Failures: map[Outcome]int{Refused: 2, Timeout: 3}, Names: map[string]int{"a": 2, "b": 1},
 		LongestOutage: 40 * time.Millisecond,
-		FirstFailure:  start.Add(10 * time.Millisecond), LastFailure: start.Add(90 * time.Millisecond),
+		FirstFailure:  start.Add(10 * time.Millisecond), LastFailure: start.Add(90 * time.Millisecond), Detail: "why",
 		Last: map[string]time.Time{"a": start.Add(20 * time.Millisecond), "b": start.Add(70 * time.Millisecond)},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
-	if s := got.String(); s != "8 attempts, 5 failed (2 refused, 3 timeout), longest outage 40 ms" {
+	if s := got.String(); s != "8 attempts, 5 failed (2 refused, 3 timeout), longest outage 40 ms, the first at "+start.Add(10*time.Millisecond).Format("15:04:05.000")+" why" {
 		t.Error(s)
 	}
 	if s := summarise(nil).String(); s != "0 attempts, none failed" {
