@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -77,6 +78,8 @@ type bgpPart struct {
 	plan  *Plan
 	began time.Time
 	stage stage
+	// identity is what the BGP process was begun with; the zero value before the first.
+	identity identity
 	// announced is what the peers were told last.
 	announced []bgp.Path
 	// draining is since when they know that the node is to have no traffic to Services; the zero Time while it is not so.
@@ -102,6 +105,8 @@ type bgpSpeaker interface {
 	Routes(peer netip.Addr, d speaker.Direction) ([]speaker.Route, error)
 	Received([]bgp.ImportRange) ([]bgp.Received, error)
 	Crashes() uint64
+	Replaced() uint64
+	Restart(listenPort uint16, patience time.Duration) error
 	Leave(patience time.Duration) (ended int, err error)
 	Stop(patience time.Duration) error
 	Close(patience time.Duration) error
@@ -239,6 +244,7 @@ func (p *bgpPart) sync() (Report, error) {
 	if wait := firstRules - time.Since(p.began); !complete && wait > 0 {
 		return Report{Retry: wait}, nil // or when the rules are there
 	}
+	identityErr := p.identify(p.plan.config.BGP)
 	until := p.drain(want, p.plan.config.BGP.NoticeTime, time.Now())
 	want.Paths = p.stage.paths(want.Paths)
 	result, err := p.speaker.Sync(want)
@@ -248,11 +254,33 @@ func (p *bgpPart) sync() (Report, error) {
 	}
 	logSessions(result.Changes)
 	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
-	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID {
+	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID && !p.identity.routerID.IsValid() {
 		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
 			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when the agent started; it becomes %s when the agent is restarted.", is, want.RouterID)})
 	}
-	return Report{Notes: notes, Retry: soonest(result.Again, until, retry)}, err
+	return Report{Notes: notes, Retry: soonest(result.Again, until, retry)}, errors.Join(identityErr, err)
+}
+
+// An identity is what of the configuration a BGP process has for as long as it runs. Where routerID is the zero Addr, the identifier was taken
+// from the Node, and stays when the Node's address changes: whoever changes that may not think of BGP, and sessions would pay for it.
+type identity struct {
+	asn        uint32
+	routerID   netip.Addr
+	listenPort uint16
+}
+
+// identify has another BGP process begun if the configuration has another identity. When its port can't be listened at, that is the error, and
+// the sessions go on with the identity that they have.
+func (p *bgpPart) identify(c *bgp.Config) error {
+	want := identity{c.ASN, c.RouterID, c.ListenPort}
+	if p.identity != want && p.identity != (identity{}) {
+		if err := p.speaker.Restart(want.listenPort, goodbye); err != nil {
+			return fmt.Errorf("bgp.listenPort %d: %w; the BGP sessions go on with AS %d, bgp.listenPort %d", want.listenPort, err, p.identity.asn, p.identity.listenPort)
+		}
+		klog.InfoS("BGP begins anew, for another asn, routerID or listenPort", "asn", want.asn, "listenPort", want.listenPort)
+	}
+	p.identity = want
+	return nil
 }
 
 // logAnnouncements writes a line for each change of what is announced.

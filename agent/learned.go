@@ -22,7 +22,7 @@ const (
 	learnedInterval = 200 * time.Millisecond
 	learnedShare    = 4
 	learnedMost     = 5 * time.Second
-	// peersPatience is for how long after its start, or a crash of BGP, an agent keeps the routes that were left, while there are peers that
+	// peersPatience is for how long after its start, or that of another BGP process, an agent keeps the routes that were left, while there are peers that
 	// have not told everything: as long as a session can take that nothing is wrong with. tellingPatience is how long after its
 	// session came up a peer is taken to have told everything, when it does not say so itself.
 	peersPatience   = time.Minute
@@ -35,11 +35,11 @@ type learnedPart struct {
 	conn     *rtnl.Conn
 	nodeName string
 	speaker  bgpSpeaker
-	// began is when the first Sync was, or the first after a crash of the speaker, which are counted; the zero Time before.
-	began   time.Time
-	crashes uint64
+	// began is when the first Sync was, or the first after another BGP process has begun; the zero Time before. replaced counts the processes.
+	began    time.Time
+	replaced uint64
 	// settled tells that all peers have told what they have, so that routes which an earlier agent, or an earlier BGP process, left can
-	// go. It stays so until the next crash.
+	// go. It stays so until there is another process.
 	settled bool
 	// clean tells that there is nothing to be imported, and nothing left in the kernel.
 	clean bool
@@ -60,8 +60,8 @@ func (p *learnedPart) installed() (n [2]int) {
 }
 
 func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report, error) {
-	if crashes := p.speaker.Crashes(); p.began.IsZero() || crashes != p.crashes {
-		p.began, p.crashes, p.settled = time.Now(), crashes, false
+	if replaced := p.speaker.Replaced(); p.began.IsZero() || replaced != p.replaced {
+		p.began, p.replaced, p.settled = time.Now(), replaced, false
 	}
 	if plan.config.BGP == nil || len(plan.config.BGP.Import) == 0 {
 		return p.clear(ctx, reread)
@@ -76,7 +76,7 @@ func (p *learnedPart) Sync(ctx context.Context, plan *Plan, reread bool) (Report
 	if err != nil {
 		return Report{}, err
 	}
-	if p.speaker.Crashes() != p.crashes {
+	if p.speaker.Replaced() != p.replaced {
 		return Report{Retry: learnedInterval}, nil // what came back may be of a speaker that has just begun
 	}
 	want, notes := plan.Learned(received)

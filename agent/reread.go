@@ -30,8 +30,6 @@ type rereader struct {
 	every time.Duration
 	// inForce is the configuration that the agent works by.
 	inForce Config
-	// identity is the first section bgp that was in force; nil before. With what it says, gobgp was started.
-	identity *bgp.Config
 	// apply puts a configuration in force, tell replaces the Notes about the files.
 	apply func(Config)
 	tell  func(...cluster.Note)
@@ -40,7 +38,7 @@ type rereader struct {
 }
 
 func newRereader(o Options, apply func(Config), tell func(...cluster.Note)) *rereader {
-	return &rereader{files: o.Files, flags: o.Flags, every: rereadEvery, inForce: o.Config, identity: o.Config.BGP, apply: apply, tell: tell}
+	return &rereader{files: o.Files, flags: o.Flags, every: rereadEvery, inForce: o.Config, apply: apply, tell: tell}
 }
 
 // metric shows whether all of the files is in force.
@@ -95,9 +93,6 @@ func (r *rereader) reread() {
 		waiting = append(waiting, why...)
 	case !reflect.DeepEqual(section, r.inForce.BGP):
 		r.inForce.BGP = section
-		if r.identity == nil {
-			r.identity = section
-		}
 		klog.InfoS("The configuration has changed", "applied", "bgp")
 		r.apply(r.inForce)
 	}
@@ -109,27 +104,12 @@ func (r *rereader) reread() {
 	r.tell(cluster.Note{Object: node, Reason: cluster.ReasonConfigNeedsRestart, Detail: r.restartDetail(waiting, why != nil)})
 }
 
-// section returns the section bgp as it would be with all else that is in force, or the fields for which it has to wait for a
-// restart, as a whole.
+// section returns the section bgp as it would be with all else that is in force, or the fields which contradict that, so that it has to wait
+// for a restart, as a whole.
 func (r *rereader) section(written *AgentConfiguration) (section *bgp.Config, waiting []string) {
 	section = written.BGP.check(&r.inForce, func(path, _ string, _ ...any) {
 		waiting = append(waiting, path) // it contradicts what has to wait itself
 	})
-	if waiting != nil || section == nil || r.identity == nil {
-		return section, waiting
-	}
-	for _, f := range []struct {
-		name string
-		same bool
-	}{
-		{"bgp.asn", section.ASN == r.identity.ASN},
-		{"bgp.routerID", section.RouterID == r.identity.RouterID},
-		{"bgp.listenPort", section.ListenPort == r.identity.ListenPort},
-	} {
-		if !f.same {
-			waiting = append(waiting, f.name)
-		}
-	}
 	return section, waiting
 }
 

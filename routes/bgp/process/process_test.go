@@ -229,6 +229,54 @@ func TestSpeaker(t *testing.T) {
 	}
 }
 
+// TestIdentity: another identity takes another process, whose peers are told what a restart of the agent tells them; a port that can't be had
+// takes nothing.
+func TestIdentity(t *testing.T) {
+	s, told := newSpeaker(t, 0)
+	p, peer := router(t, "127.0.2.6", hostile.Case{})
+	peer.RestartTime = time.Minute
+	mustSync(t, s, table(peer))
+	eventually(t, "the session is up", func() bool { return up(s, 0) })
+	pid := s.running().cmd.Process.Pid
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	if err := s.Restart(port, 0); err == nil || !strings.HasPrefix(err.Error(), "listen for BGP peers: listen tcp") {
+		t.Errorf("with a port that is taken: %v", err)
+	}
+	want := table(peer)
+	want.ASN, want.RouterID, want.ListenPort = 64513, netip.MustParseAddr("192.0.2.12"), port
+	mustSync(t, s, want)
+	if asn, id := s.Identity(); !runs(pid) || !up(s, 0) || asn != 64512 || id != table().RouterID || s.Replaced() != 0 {
+		t.Errorf("that left AS %d, %s, and %d processes are replaced", asn, id, s.Replaced())
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Restart(port, 0); err != nil {
+		t.Fatal(err)
+	}
+	if asn, id := s.Identity(); runs(pid) || s.running() != nil || asn != 0 || id.IsValid() || s.Replaced() != 1 || s.Crashes() != 0 || len(told.ended()) != 0 {
+		t.Errorf("the process is there: %v; AS %d, %s; %d are replaced, %d crashed", runs(pid), asn, id, s.Replaced(), s.Crashes())
+	}
+	if n := (hostile.Notification{}); len(p.Ended()) != 1 || errors.As(p.Ended()[0], &n) {
+		t.Errorf("a peer that keeps routes was told %v", p.Ended())
+	}
+	if !slices.Equal(told.changed(), []change{{peer.Address, true}, {peer.Address, false}}) {
+		t.Errorf("told is %v", told.changed())
+	}
+	result := mustSync(t, s, want)
+	if asn, id := s.Identity(); asn != 64513 || id != want.RouterID || result.RouterID != id || len(result.Changes.Announce) != 2 {
+		t.Errorf("the next Sync has AS %d, %s, and did %+v", asn, id, result)
+	}
+	eventually(t, "there is a session again", func() bool { return p.Established() == 2 && up(s, 0) })
+	if err := speaker.CheckListen(port); err == nil {
+		t.Error("nobody listens at the new port")
+	}
+}
+
 // TestRefused: what a Speaker refuses is an error with the same words, and does not end the process.
 func TestRefused(t *testing.T) {
 	s, told := newSpeaker(t, 0)

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/fairway-net/fairway/routes/bgp"
 	"github.com/fairway-net/fairway/routes/bgp/speaker"
 )
@@ -52,8 +54,10 @@ type Speaker struct {
 	child *child
 	// up are the peers with a session.
 	up map[netip.Addr]bool
-	// identity has what is settled once for all processes: ASN, RouterID and ListenPort.
-	identity bgp.Table
+	// identity has what is settled once for all processes until Restart: ASN, RouterID and ListenPort. restarted counts the Restarts that ended a
+	// process.
+	identity  bgp.Table
+	restarted uint64
 	// peers are those of the last Table, left tells that they were left.
 	peers []bgp.Peer
 	left  bool
@@ -75,8 +79,8 @@ func New(o Options) *Speaker {
 var errClosed = errors.New("the BGP speaker is closed")
 
 // Sync has the neighbours told what a Table has: see speaker.Speaker. It begins a process when there is none and the Table has
-// peers. An error may be that of a process which has ended meanwhile; the next Sync begins another. The identity is settled for
-// as long as the agent lives.
+// peers. An error may be that of a process which has ended meanwhile; the next Sync begins another. The identity is settled by the first
+// Table that has one, until Restart.
 func (s *Speaker) Sync(want *bgp.Table) (speaker.Result, error) {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
@@ -226,15 +230,22 @@ func (s *Speaker) running() *child {
 	return s.child
 }
 
-// Crashes counts the Ends. A process that was begun after one knows nothing of what peers had told before: what was read while the
-// number changed may be incomplete, and so is what is read until the peers have told everything again.
+// Crashes counts the Ends.
 func (s *Speaker) Crashes() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.crashes
 }
 
-// Identity returns what the sessions are begun with for as long as the agent lives; zero values before that is settled.
+// Replaced counts the processes in whose place another is begun, after a crash or by Restart. That one knows nothing of what peers had told
+// before: what was read while the number changed may be incomplete, and so is what is read until the peers have told everything again.
+func (s *Speaker) Replaced() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.crashes + s.restarted
+}
+
+// Identity returns what the sessions are begun with until Restart; zero values before that is settled.
 func (s *Speaker) Identity() (asn uint32, routerID netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -348,6 +359,51 @@ func (s *Speaker) Stop(patience time.Duration) error {
 	s.take(false)
 	c.end()
 	return err
+}
+
+// Restart has the identity (ASN, RouterID, ListenPort) settled anew by the next Sync. All sessions end as they do when the agent is restarted:
+// see speaker.Close, with its patience. listenPort is the one to come; when peers could not connect there, that is the error, and nothing else
+// has happened. It was rejected to have gobgp begin anew in the same process: it forgets its peers with a Cease, and with it the routers their
+// routes.
+func (s *Speaker) Restart(listenPort uint16, patience time.Duration) error {
+	lost, err := s.restart(listenPort, patience)
+	for _, peer := range lost {
+		s.options.Changed(peer, false)
+	}
+	return err
+}
+
+// restart returns the peers whose session ended without the process telling of it.
+func (s *Speaker) restart(listenPort uint16, patience time.Duration) (lost []netip.Addr, err error) {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	s.mu.Lock()
+	same := listenPort == s.identity.ListenPort
+	s.mu.Unlock()
+	if !same {
+		if err := speaker.CheckListen(listenPort); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	c := s.child
+	s.child, s.identity, s.why = nil, bgp.Table{}, ""
+	if c != nil {
+		s.restarted++
+	}
+	s.mu.Unlock()
+	if c == nil {
+		return nil, nil
+	}
+	if _, err := call[time.Duration, struct{}](c, methodClose, patience, patience+endBound); err != nil {
+		klog.ErrorS(err, "BGP sessions end without a word")
+	}
+	c.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost = slices.SortedFunc(maps.Keys(s.up), netip.Addr.Compare)
+	clear(s.up)
+	return lost, nil
 }
 
 // Close takes leave of the peers as the agent ends: see speaker.Speaker. The process ends, and there is none after. One that does not

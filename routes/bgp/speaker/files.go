@@ -77,6 +77,12 @@ func (s *Speaker) unlock(peers []bgp.Peer) (able []bgp.Peer, passwords map[netip
 	return able, passwords
 }
 
+// CheckListen is nil if peers could connect at a TCP port of this host now; 0 stands for none, where none need to.
+func CheckListen(port uint16) error {
+	_, err := listenAddresses(port)
+	return err
+}
+
 // listenAddresses returns the unspecified addresses at which a port can be bound, each family where the host has it. gobgp
 // leaves its sockets open when one of them can't be bound, so that is found out before.
 func listenAddresses(port uint16) (addresses []string, err error) {
