@@ -145,7 +145,7 @@ func (i *importer) mesh(b *agent.BGPConfiguration) {
 	b.ListenPort = f.number("bgp-port", 0)
 	if len(i.only) > 0 {
 		b.ListenPort = meshPort
-		i.remark("bgp.listenPort: kube-router has port %d as long as it is there, so nodes with fairway have their sessions with each other at %d. Another port counts when the agent is restarted.", f.number("bgp-port", 179), meshPort)
+		i.remark("bgp.listenPort: kube-router has port %d as long as it is there, so nodes with fairway have their sessions with each other at %d. Another port has all sessions begin anew.", f.number("bgp-port", 179), meshPort)
 	}
 	if len(ids) == 0 {
 		return
