@@ -57,7 +57,7 @@ func (c contender) command(cp *controlplane.ControlPlane) (lab.Command, error) {
 	}
 	if c.mode == "" {
 		bin, err := lab.AgentBinary()
-		return lab.Command{Path: bin, Args: append([]string{"agent", "--node-name=" + synth.NodeName, "--iptables-backend=" + string(c.backend), "--control-socket=none",
+		return lab.Command{Path: bin, Args: append([]string{"agent", "--node-name=" + synth.NodeName, "--iptables-backend=" + string(c.backend),
 			"--cluster-cidrs=" + clusterCIDR.String(), "--service-cidrs=" + serviceCIDR.String()}, common...)}, err
 	}
 	tools, err := lab.ToolFolder(cp.Path(""), c.backend)

@@ -145,6 +145,9 @@ func rows(o options) []row {
 		{"repaired: " + jumpDeleted.String(), "≤ 2 s", func(t *tally) string { return t.repair[jumpDeleted].repaired() }},
 		{"repaired: " + chainEmptied.String(), "≤ 2 s", func(t *tally) string { return t.repair[chainEmptied].repaired() }},
 		{"repaired: " + tableFlushed.String(), "≤ 2 s", func(t *tally) string { return t.repair[tableFlushed].repaired() }},
+		{"fairway doctor", "", func(t *tally) string { return t.doctor.wall.repaired() }},
+		{"its processor time, and the agent's meanwhile", "", func(t *tally) string { return t.doctor.cpu.repaired() }},
+		{"its most resident memory ever", "", func(t *tally) string { return kibibytes(t.doctor.peak) }},
 		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
 	}
 }
@@ -276,7 +279,7 @@ func (s sample) at(part float64) string {
 	return fmt.Sprintf("%s n=%d", seconds(s.quantile(part)), len(s))
 }
 
-// repaired is the sample, of which those who were spared have none.
+// repaired is the sample; those who were spared have none.
 func (s sample) repaired() string {
 	if len(s) == 0 {
 		return "not tried"

@@ -50,7 +50,8 @@ type tally struct {
 	busyCPU    sample                                                  // of one of those, on average of a round
 	restCPU    sample                                                  // of a time without changes
 	repair     [harms]sample                                           // from the end of each harm until connections work again
-	lost       int                                                     // connections without an answer while changes were followed
+	doctor     checkup
+	lost       int // connections without an answer while changes were followed
 }
 
 // A trial is a running contender.
@@ -76,6 +77,9 @@ func (w *world) try(c contender, s *stage, o options, t *tally) (err error) {
 	command, err := c.command(w.cp.ControlPlane)
 	if err != nil {
 		return err
+	}
+	if c.mode == "" {
+		command.Args = append(command.Args, "--control-socket="+s.node.ControlSocket())
 	}
 	command.Cgroup = m.file
 	start := time.Now()
@@ -122,7 +126,7 @@ func (tr *trial) run(start time.Time, o options) error {
 	if err := tr.rest(o); err != nil {
 		return err
 	}
-	return tr.repairs()
+	return errors.Join(tr.examine(), tr.repairs())
 }
 
 // front is where the moving Service is.

@@ -100,7 +100,7 @@ type Result struct {
 	Local netip.AddrPort
 	// Elapsed is the time until the answer or the error.
 	Elapsed time.Duration
-	// Repeated is how many packets TCP sent again on the client's side: they, or what acknowledges them, were lost.
+	// Repeated is how many SYNs TCP sent again because one, or what answered it, was lost.
 	Repeated int
 	// Err is the error of an Outcome other than OK, with what was tried.
 	Err error
@@ -305,11 +305,12 @@ func (c *Conn) control(f func(fd int) error) error {
 	return errors.Join(err, result)
 }
 
-// lateAnswer is how long the other end's word is waited for that a packet had arrived which was sent again.
+// lateAnswer is how long an answer is waited for to a SYN that was sent again.
 const lateAnswer = time.Second
 
-// repeated returns how many packets TCP had to send again; 0 where that can't be told. One that had arrived does not count, which
-// the other end says (DSACK, RFC 2883): on a machine with much to do, an answer may take longer than TCP waits.
+// repeated returns how many SYNs TCP had to send again, and had no answer to; 0 where that can't be told. Each that arrives is answered, the
+// second by another SYN+ACK or an ACK, so as many answers as SYNs mean that none was lost, and no answer either: on a machine with much to do
+// they may take longer than TCP waits, and a processor that stood still may run TCP's timer before it looks at what has come.
 func (c *Conn) repeated() (n int) {
 	if c.proto != TCP {
 		return 0
@@ -317,8 +318,9 @@ func (c *Conn) repeated() (n int) {
 	for end := time.Now().Add(lateAnswer); ; time.Sleep(time.Millisecond) {
 		_ = c.control(func(fd int) error {
 			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-			if err == nil {
-				n = max(0, int(info.Total_retrans)-int(info.Dsack_dups))
+			if err == nil { // a client sends nothing before the greeting but SYNs and ACKs
+				answers := int(info.Segs_in) - int(info.Data_segs_in)
+				n = min(int(info.Total_retrans), max(0, 1+int(info.Total_retrans)-answers))
 			}
 			return err
 		})

@@ -563,6 +563,39 @@ func TestProberNoRepeats(t *testing.T) {
 	}
 }
 
+// A SYN that is only late, so that TCP sends it again, is not lost: here the neighbour's address is not known for a second or two.
+func TestProberLate(t *testing.T) {
+	l := lab.ForTest(t, lab.Bare())
+	from, on, to := l.Pod("pod1a"), l.Node("node1"), l.Node("node2")
+	serve(t, to.Namespace, lab.Server{Name: "node2", Proto: lab.TCP, Port: 8080})
+	run := func(ns *lab.Namespace, command ...string) string {
+		out, err := ns.Run(command[0], command[1:]...)
+		ok(t, err)
+		return out
+	}
+	run(to.Namespace, "ip", "route", "add", from.Addr(cluster.IPv4).String(), "via", on.Addr(cluster.IPv4).String())
+	run(on.Namespace, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+	run(on.Namespace, "sysctl", "-q", "-w", "net.ipv4.neigh.eth0.retrans_time_ms=1500") // between SYNs, which the other end answers twice a second
+	run(on.Namespace, "ip", "neigh", "flush", "all")                                    // TCP sees through it when a SYN waits in its own namespace
+	run(to.Namespace, "sysctl", "-q", "-w", "net.ipv4.conf.all.arp_ignore=8")
+	time.AfterFunc(1200*time.Millisecond, func() { run(to.Namespace, "sysctl", "-q", "-w", "net.ipv4.conf.all.arp_ignore=0") })
+	p, err := from.Probe(lab.ProbeConfig{Dial: lab.Dial{Proto: lab.TCP, To: at(to.Addr(cluster.IPv4), 8080), Timeout: 20 * time.Second}, Rate: 10, NoRepeats: true})
+	ok(t, err)
+	ok(t, lab.Eventually(15*time.Second, func() error {
+		if p.Report().Names["node2"] == 0 {
+			return fmt.Errorf("no connection is open yet: %s", p.Report())
+		}
+		return nil
+	}))
+	r := p.Stop()
+	if again := run(from.Namespace, "nstat", "-asz", "TcpExtTCPSynRetrans"); strings.Contains(again, "TcpExtTCPSynRetrans             0 ") {
+		t.Errorf("TCP has sent no SYN again:\n%s", again)
+	}
+	if r.Failed() > 0 {
+		t.Errorf("late is not lost, but %s", r)
+	}
+}
+
 // The last datagram before a Prober is stopped is not lost to it.
 func TestProberStops(t *testing.T) {
 	l := lab.ForTest(t, lab.Bare())

@@ -18,7 +18,7 @@ type ProbeConfig struct {
 	Dial Dial
 	// Rate is attempts per second, up to 1,000; 200 when zero.
 	Rate int
-	// NoRepeats counts a connection for which TCP had to send a packet again as a Timeout, however soon the answer came then. So a
+	// NoRepeats counts a connection of which a SYN, or what answered it, was lost as a Timeout, however soon the answer came then. So a
 	// long Timeout can tell a lost packet from a busy machine.
 	NoRepeats bool
 	// NewFlows makes each datagram come from a socket of its own, so that each is a new flow to the rules.
