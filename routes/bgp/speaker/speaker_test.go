@@ -242,9 +242,15 @@ func TestTooMany(t *testing.T) {
 	if err := r.DeletePath(context.Background(), &api.DeletePathRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	s.mu.Lock()
-	s.records[r.at].since = time.Now().Add(-2 * Pardon)
-	s.mu.Unlock()
+	eventually(t, "gobgp has told of the end", func() bool { // which sets the time
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		over := !s.records[r.at].up
+		if over {
+			s.records[r.at].since = time.Now().Add(-2 * Pardon)
+		}
+		return over
+	})
 	sync()
 	eventually(t, "there is a session again", func() bool { return s.Sessions()[0].Up() && !s.Sessions()[0].TooMany })
 	table.Peers = nil
