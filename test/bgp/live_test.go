@@ -468,6 +468,9 @@ func TestIdentityEdits(t *testing.T) {
 			if n := downs() - before; n != 0 {
 				t.Errorf("a port that is taken ended %d sessions", n)
 			}
+			if _, body, err := r.n1.Get("http://127.0.0.1:10256/readyz", 5*time.Second); err != nil || !strings.Contains(body, "bgp.listenPort 1791: listen for BGP peers") {
+				t.Errorf("/readyz does not say why: %v\n%s", err, body)
+			}
 			r.ok(taken.Close())
 			r.eventually(sessionBound, func() error { return is("192.0.2.98", 64512, 1791) })
 			time.Sleep(3 * time.Second)
