@@ -27,7 +27,7 @@ const (
 	inherited = 3
 	// shortName is the child's name where there is room for no more than 15 bytes, as in ps -e and top.
 	shortName = "fairway-bgp"
-	// gcPercent is as for the agent: what a speaker has in use hardly changes either.
+	// gcPercent is half of Go's own default: what a speaker has in use hardly changes, as with the agent.
 	gcPercent = 50
 	// oomDistance is by how much more readily than the agent the kernel ends the child when memory is short, in thousandths of the
 	// memory: so much more than the agent may have in use.
