@@ -47,7 +47,7 @@ func (tr *trial) examineOnce() (err error) {
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(2 * time.Millisecond) // it may end soon
 	defer tick.Stop()
 	for running := true; running; {
 		select {

@@ -147,7 +147,7 @@ func rows(o options) []row {
 		{"repaired: " + tableFlushed.String(), "≤ 2 s", func(t *tally) string { return t.repair[tableFlushed].repaired() }},
 		{"fairway doctor", "", func(t *tally) string { return t.doctor.wall.repaired() }},
 		{"its processor time, and the agent's meanwhile", "", func(t *tally) string { return t.doctor.cpu.repaired() }},
-		{"its most resident memory ever", "", func(t *tally) string { return kibibytes(t.doctor.peak) }},
+		{"its most resident memory ever", "", (*tally).doctorPeak},
 		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
 	}
 }
@@ -285,6 +285,14 @@ func (s sample) repaired() string {
 		return "not tried"
 	}
 	return s.String()
+}
+
+// doctorPeak is a line's cell, of which those who were spared have none.
+func (t *tally) doctorPeak() string {
+	if t.doctor.peak == 0 {
+		return "not tried"
+	}
+	return kibibytes(t.doctor.peak)
 }
 
 // mean returns the mean, the extremes and the number.
