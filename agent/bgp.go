@@ -256,7 +256,7 @@ func (p *bgpPart) sync() (Report, error) {
 	notes, retry := sessionNotes(p.speaker.Sessions(), node, time.Now())
 	if is := result.RouterID; is.IsValid() && want.RouterID.IsValid() && is != want.RouterID && !p.identity.routerID.IsValid() {
 		notes = append(notes, cluster.Note{Object: node, Reason: cluster.ReasonBGPRouterIDChanged,
-			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when the agent started; it becomes %s when the agent is restarted.", is, want.RouterID)})
+			Detail: fmt.Sprintf("The BGP identifier stays %s, which was the node's IPv4 InternalIP when BGP began; it becomes %s when the agent is restarted, or by bgp.routerID.", is, want.RouterID)})
 	}
 	return Report{Notes: notes, Retry: soonest(result.Again, until, retry)}, errors.Join(identityErr, err)
 }

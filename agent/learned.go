@@ -22,9 +22,9 @@ const (
 	learnedInterval = 200 * time.Millisecond
 	learnedShare    = 4
 	learnedMost     = 5 * time.Second
-	// peersPatience is for how long after its start, or that of another BGP process, an agent keeps the routes that were left, while there are peers that
-	// have not told everything: as long as a session can take that nothing is wrong with. tellingPatience is how long after its
-	// session came up a peer is taken to have told everything, when it does not say so itself.
+	// peersPatience is for how long after its start, or that of another BGP process, an agent keeps the routes that were left, while there
+	// are peers that have not told everything: as long as a session can take that nothing is wrong with. tellingPatience is how long
+	// after its session came up a peer is taken to have told everything, when it does not say so itself.
 	peersPatience   = time.Minute
 	tellingPatience = 10 * time.Second
 )

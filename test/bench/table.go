@@ -142,11 +142,11 @@ func rows(o options) []row {
 		{"of that, the program's own code (mapped file)", "", func(t *tally) string { return kibibytes(t.memory.file) }},
 		{"most resident memory ever", "", func(t *tally) string { return kibibytes(t.memory.peak) }},
 		{"most resident memory of a child", "", func(t *tally) string { return kibibytes(t.memory.child) }},
-		{"repaired: " + jumpDeleted.String(), "≤ 2 s", func(t *tally) string { return t.repair[jumpDeleted].repaired() }},
-		{"repaired: " + chainEmptied.String(), "≤ 2 s", func(t *tally) string { return t.repair[chainEmptied].repaired() }},
-		{"repaired: " + tableFlushed.String(), "≤ 2 s", func(t *tally) string { return t.repair[tableFlushed].repaired() }},
-		{"fairway doctor", "", func(t *tally) string { return t.doctor.wall.repaired() }},
-		{"its processor time, and the agent's meanwhile", "", func(t *tally) string { return t.doctor.cpu.repaired() }},
+		{"repaired: " + jumpDeleted.String(), "≤ 2 s", func(t *tally) string { return t.repair[jumpDeleted].tried() }},
+		{"repaired: " + chainEmptied.String(), "≤ 2 s", func(t *tally) string { return t.repair[chainEmptied].tried() }},
+		{"repaired: " + tableFlushed.String(), "≤ 2 s", func(t *tally) string { return t.repair[tableFlushed].tried() }},
+		{"fairway doctor", "", func(t *tally) string { return t.doctor.wall.tried() }},
+		{"its processor time, and the agent's meanwhile", "", func(t *tally) string { return t.doctor.cpu.tried() }},
 		{"its most resident memory ever", "", (*tally).doctorPeak},
 		{"connections without an answer", "0", func(t *tally) string { return fmt.Sprint(t.lost) }},
 	}
@@ -279,8 +279,8 @@ func (s sample) at(part float64) string {
 	return fmt.Sprintf("%s n=%d", seconds(s.quantile(part)), len(s))
 }
 
-// repaired is the sample; those who were spared have none.
-func (s sample) repaired() string {
+// tried returns the sample; those who were spared have none.
+func (s sample) tried() string {
 	if len(s) == 0 {
 		return "not tried"
 	}

@@ -50,8 +50,8 @@ type tally struct {
 	busyCPU    sample                                                  // of one of those, on average of a round
 	restCPU    sample                                                  // of a time without changes
 	repair     [harms]sample                                           // from the end of each harm until connections work again
-	doctor     checkup
-	lost       int // connections without an answer while changes were followed
+	doctor     checkup                                                 // of fairway doctor beside it
+	lost       int                                                     // connections without an answer while changes were followed
 }
 
 // A trial is a running contender.

@@ -394,7 +394,7 @@ func TestEdits(t *testing.T) {
 	}
 }
 
-// identityRow is the row about it of the table in docs/bgp.md, which TestIdentityEdits tries.
+// identityRow is the row of the table in docs/bgp.md that TestIdentityEdits tries.
 const identityRow = "asn, routerID, listenPort"
 
 // TestIdentityEdits: another routerID and listenPort are in force in sessions that begin anew, which whoever comes through a gateway with
@@ -428,14 +428,7 @@ func TestIdentityEdits(t *testing.T) {
 			}
 			r.start(configuration("  asn: 64512\n", "64512:100"), r.n1)
 			r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
-			var probes []*lab.Prober
-			for _, a := range []lab.Dial{tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort), tcp(localIP, webPort)} {
-				r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "p1") })
-				a.Timeout = attemptTimeout
-				p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
-				r.ok(err)
-				probes = append(probes, p)
-			}
+			probes := r.reaching()
 			time.Sleep(3 * time.Second) // past the time for which updates are held back
 			is := func(id string, asn, port int) error {
 				out, err := g.ns.Run("bash", "-c", strings.ReplaceAll(gw.shows, "DIR", g.dir))

@@ -45,14 +45,7 @@ func TestRestart(t *testing.T) {
 				}
 				r.start(configuration, r.n1)
 				r.eventually(sessionBound, func() error { return r.up(r.n1, 2) })
-				var probes []*lab.Prober
-				for _, a := range []lab.Dial{tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort), tcp(localIP, webPort)} {
-					r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "p1") })
-					a.Timeout = attemptTimeout
-					p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
-					r.ok(err)
-					probes = append(probes, p)
-				}
+				probes := r.reaching()
 				for range 2 {
 					r.ok(c.stop(r.agents[r.n1]))
 					time.Sleep(2 * time.Second)

@@ -196,6 +196,19 @@ func (r *rig) reaches(a netip.Addr, port uint16, by string) error {
 	return nil
 }
 
+// reaching has p1 asked from outside all the time, at its own addresses and at that of the Service local, once each has answered.
+func (r *rig) reaching() (probes []*lab.Prober) {
+	r.Helper()
+	for _, a := range []lab.Dial{tcp(r.p1.Addrs[0], targetPort), tcp(r.p1.Addrs[1], targetPort), tcp(localIP, webPort)} {
+		r.eventually(sessionBound, func() error { return r.reaches(a.To.Addr(), a.To.Port(), "p1") })
+		a.Timeout = attemptTimeout
+		p, err := r.outside.Probe(lab.ProbeConfig{Dial: a, Rate: 100, NoRepeats: true})
+		r.ok(err)
+		probes = append(probes, p)
+	}
+	return probes
+}
+
 // noted is nil when an agent says so in a Note.
 func (r *rig) noted(n *lab.Node, reason, detail string) error {
 	for line := range strings.Lines(r.agents[n].Output()) {
